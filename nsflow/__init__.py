@@ -1,0 +1,1 @@
+"""Bayesian evidence and posteriors by nested sampling with flow-matching proposals."""

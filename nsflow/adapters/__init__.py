@@ -1,0 +1,1 @@
+"""Thin adapters to other nested samplers, one file per host."""

@@ -1,0 +1,114 @@
+"""Probability paths that carry the base distribution at t = 0 to the data at t = 1."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class AbstractPath(ABC):
+    r"""An affine path between independent ends, :math:`x_t = \alpha(t)\,x_1 + \sigma(t)\,x_0`.
+
+    Subclasses give the two coefficients, with :math:`\alpha(0) = \sigma(1) = 0` and
+    :math:`\alpha(1) = \sigma(0) = 1`; everything else follows from them.
+
+    References:
+        Lipman et al. (2023), *Flow Matching for Generative Modeling*, Eq. 10 and Theorem 3.
+    """
+
+    @abstractmethod
+    def alpha(self, t: Float[Array, ""]) -> Float[Array, ""]:
+        """Coefficient of the data."""
+
+    @abstractmethod
+    def sigma(self, t: Float[Array, ""]) -> Float[Array, ""]:
+        """Coefficient of the base."""
+
+    def sample(
+        self, t: Float[Array, ""], x0: Float[Array, " d"], x1: Float[Array, " d"]
+    ) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+        r"""Point on the path and the velocity of the particle that passes there.
+
+        .. math:: x_t = \alpha x_1 + \sigma x_0, \qquad u_t = \dot\alpha x_1 + \dot\sigma x_0.
+
+        Args:
+            t: Time in [0, 1].
+            x0: Point of the base.
+            x1: Point of the data.
+
+        Returns:
+            ``(x_t, u_t)``, each of shape ``(d,)``.
+        """
+        (alpha, d_alpha), (sigma, d_sigma) = self._with_rates(t)
+        return alpha * x1 + sigma * x0, d_alpha * x1 + d_sigma * x0
+
+    def gaussian_velocity(self, t: Float[Array, ""], x: Float[Array, " d"]) -> Float[Array, " d"]:
+        r"""Velocity :math:`E[u_t \mid x_t = x]` when base and data are both standard normal.
+
+        .. math:: v(t, x) = \frac{\alpha\dot\alpha + \sigma\dot\sigma}{\alpha^2 + \sigma^2}\,x.
+
+        Its flow is the identity map. A network added to it learns only what whitened data have beyond a Gaussian.
+
+        Args:
+            t: Time in [0, 1].
+            x: Point on the path.
+
+        Returns:
+            The velocity, shape ``(d,)``.
+        """
+        (alpha, d_alpha), (sigma, d_sigma) = self._with_rates(t)
+        return (alpha * d_alpha + sigma * d_sigma) / (alpha**2 + sigma**2) * x
+
+    def _with_rates(self, t: Float[Array, ""]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        one = jnp.ones_like(t)
+        return jax.jvp(self.alpha, (t,), (one,)), jax.jvp(self.sigma, (t,), (one,))
+
+
+@final
+@dataclass(frozen=True)
+class LinearPath(AbstractPath):
+    r"""Straight lines at constant speed, :math:`x_t = t\,x_1 + (1 - t)\,x_0`.
+
+    Example:
+        >>> x_t, u_t = LinearPath().sample(jnp.array(0.25), jnp.zeros(2), jnp.ones(2))
+        >>> x_t.tolist(), u_t.tolist()
+        ([0.25, 0.25], [1.0, 1.0])
+
+    References:
+        Lipman et al. (2023), Eq. 20 with :math:`\sigma_{min} = 0`; Liu et al. (2023), *Flow Straight and Fast*, Eq. 1.
+    """
+
+    def alpha(self, t: Float[Array, ""]) -> Float[Array, ""]:
+        """Grow linearly."""
+        return t
+
+    def sigma(self, t: Float[Array, ""]) -> Float[Array, ""]:
+        """Fall linearly."""
+        return 1 - t
+
+
+@final
+@dataclass(frozen=True)
+class TrigonometricPath(AbstractPath):
+    r"""Variance-preserving path, :math:`x_t = \sin(\pi t/2)\,x_1 + \cos(\pi t/2)\,x_0`.
+
+    Whitened data keep unit variance at every t, so the Gaussian part of the velocity vanishes identically.
+
+    Example:
+        >>> bool(jnp.abs(TrigonometricPath().gaussian_velocity(jnp.array(0.3), jnp.ones(2))).max() < 1e-6)
+        True
+
+    References:
+        Albergo & Vanden-Eijnden (2023), *Building Normalizing Flows with Stochastic Interpolants*, Eq. 5.
+    """
+
+    def alpha(self, t: Float[Array, ""]) -> Float[Array, ""]:
+        """Grow as a sine."""
+        return jnp.sin(jnp.pi / 2 * t)
+
+    def sigma(self, t: Float[Array, ""]) -> Float[Array, ""]:
+        """Fall as a cosine."""
+        return jnp.cos(jnp.pi / 2 * t)
