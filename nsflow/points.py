@@ -1,0 +1,104 @@
+r"""Every point of the training phases, its density under all that was drawn, contours and training weights.
+
+The weights here steer training only. They re-use densities that the points themselves trained, which biases an
+evidence low (by 0.08 nats at a quoted 0.009 on a 10-d LogGamma), so no headline rests on them.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.special import logsumexp
+
+
+class Points(NamedTuple):
+    """Evaluated latent points."""
+
+    x: Float[np.ndarray, "n d"]
+    log_likelihood: Float[np.ndarray, " n"]  # nats
+    log_prior: Float[np.ndarray, " n"]  # log-density of the prior in latent space, nats
+    log_flows: Float[np.ndarray, " n"]  # log sum_k n_k q_k(x) over the flows drawn from so far, nats
+    num_prior: int  # draws from the prior so far
+
+    @property
+    def log_prior_weights(self) -> Float[np.ndarray, " n"]:
+        r"""Prior volume of each point, :math:`\log \pi / \sum_k n_k q_k` with the prior among the :math:`q_k`."""
+        return self.log_prior - np.logaddexp(self.log_flows, np.log(self.num_prior) + self.log_prior)
+
+    @property
+    def log_posterior_weights(self) -> Float[np.ndarray, " n"]:
+        """Log of likelihood times prior volume; their sum estimates the evidence."""
+        return self.log_likelihood + self.log_prior_weights
+
+    def select(self, chosen: Bool[np.ndarray, " n"]) -> "Points":
+        """Keep some of the points."""
+        return Points(*(column[chosen] for column in self[:4]), self.num_prior)
+
+
+def join(first: Points, second: Points) -> Points:
+    """Append points; the prior's draws are those of `first`."""
+    return Points(*(np.concatenate(pair) for pair in zip(first[:4], second[:4], strict=True)), first.num_prior)
+
+
+class Contour(NamedTuple):
+    """A likelihood contour and what lies on or above it."""
+
+    log_likelihood: float  # nats
+    log_mass: float  # log of the prior mass above, relative to the contour before, nats
+    ess: float  # effective number of points above
+
+
+def next_contour(points: Points, contour: float, *, compression: tuple[float, float], min_ess: float) -> Contour:
+    """Find the highest contour that still leaves enough points to train on.
+
+    Args:
+        points: All points.
+        contour: The contour now, in nats; points below it are ignored.
+        compression: Largest and smallest wanted log of the ratio of prior masses, e.g. ``(-2, -0.7)``.
+        min_ess: Effective number of points wanted above the contour.
+
+    Returns:
+        The highest contour with at least `min_ess` effective points above it and a log mass ratio within
+        `compression`; where points are too few, the lowest in that range. Points of equal likelihood stay together,
+        so a plateau can make the ratio larger.
+    """
+    above = (points.log_likelihood >= contour) & (points.log_likelihood > -np.inf)
+    order = np.argsort(-points.log_likelihood[above], kind="stable")
+    log_likelihood = points.log_likelihood[above][order]
+    log_weights = points.log_prior_weights[above][order]
+    weights = np.exp(log_weights - np.max(log_weights))
+    mass = np.cumsum(weights)
+    ess = mass**2 / np.cumsum(weights**2)
+    last_of_plateau = np.append(log_likelihood[1:] < log_likelihood[:-1], True)
+    log_mass = np.log(mass / mass[-1])
+    wanted = last_of_plateau & (log_mass >= compression[0]) & (ess >= min_ess)
+    allowed = last_of_plateau & (log_mass >= compression[1])
+    i = min(int(np.argmax(wanted)) if np.any(wanted) else len(mass) - 1, int(np.argmax(allowed)))
+    return Contour(float(log_likelihood[i]), float(log_mass[i]), float(ess[i]))
+
+
+def evidence_share(points: Points, contour: float) -> float:
+    """Share of the evidence above a contour, as the points see it."""
+    log_weights = points.log_posterior_weights
+    above = points.log_likelihood >= contour
+    return float(np.exp(logsumexp(log_weights[above]) - logsumexp(log_weights)))
+
+
+def truncate(log_weights: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    r"""Cap weights at :math:`\sqrt n` times their mean, so that no point can be most of a training set.
+
+    Args:
+        log_weights: Log-weights in nats, shape ``(n,)``.
+
+    Returns:
+        The capped log-weights.
+
+    Example:
+        >>> truncate(np.array([0.0, 0.0, 0.0, 9.0])).round(1).tolist()
+        [0.0, 0.0, 0.0, 8.3]
+
+    References:
+        Ionides (2008), *Truncated Importance Sampling*, Eq. 2.
+    """
+    n = np.sum(log_weights > -np.inf)
+    return np.minimum(log_weights, logsumexp(log_weights) - 0.5 * np.log(n))

@@ -1,0 +1,153 @@
+"""Mixtures of the prior and the flows: their draw counts, their draws, the mixture density Q."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+from scipy.special import logsumexp
+
+from nsflow.prior import Prior
+
+
+class Proposal(Protocol):
+    """Anything that draws latent points and knows their density; a :class:`nsflow.Flow` is one."""
+
+    def sample_and_log_prob(self, key: Array, num_samples: int) -> tuple[Any, Any]:
+        """Draw points, ``(n, d)``, with their log-density in nats; NaN marks a draw that its density disowns."""
+        ...
+
+    def log_prob(self, x: Any) -> Any:
+        """Log-density in nats, shape ``(n,)``; NaN where `sample_and_log_prob` would disown the point."""
+        ...
+
+
+@dataclass(frozen=True)
+class PriorProposal:
+    """The prior as a component of the mixture: it bounds every weight.
+
+    Args:
+        prior: The prior.
+    """
+
+    prior: Prior
+
+    def sample_and_log_prob(self, key: Array, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draw latent points of the prior, with their log-density in nats."""
+        x = np.asarray(self.prior.latent_sample(key, num_samples))
+        return x, self.log_prob(x)
+
+    def log_prob(self, x: Float[np.ndarray, "n d"]) -> np.ndarray:
+        """Log-density of the prior in latent space, in nats."""
+        return np.asarray(self.prior.latent_log_prob(x))
+
+
+class Draws(NamedTuple):
+    """Stratified draws of a mixture; the draws that their own density disowns are left out."""
+
+    x: Float[np.ndarray, "n d"]
+    component: Int[np.ndarray, " n"]  # index of the component that drew the point
+    log_Q: Float[np.ndarray, " n"]  # log-density of the mixture, nats
+    log_q: Float[np.ndarray, "n j"]  # log-density of each component, nats
+
+
+@dataclass(frozen=True)
+class MetaProposal:
+    r"""Mixture :math:`Q = \sum_j \frac{n_j}{N} q_j` from which component j is drawn exactly :math:`n_j` times.
+
+    A draw whose density its own component disowns (the discrete map of a flow folds there) is dropped but still counts
+    in :math:`n_j`, and elsewhere such a component has density zero. Then Q is the density of what is kept, and
+    importance estimates with 1/N in front stay exact.
+
+    Args:
+        components: The proposals q_j.
+        num_draws: Draws n_j of each component in one batch; the weights of the mixture are these over their sum, and
+            nothing else: booking a draw on another component biased logZ by 5 % in a test.
+
+    References:
+        Elvira et al. (2019), *Generalized Multiple Importance Sampling*, Section 4 (deterministic mixture).
+    """
+
+    components: tuple[Proposal, ...]
+    num_draws: tuple[int, ...]
+
+    def sample(self, key: Array) -> Draws:
+        """Draw one batch.
+
+        Args:
+            key: JAX random key.
+
+        Returns:
+            The draws with the densities of all components.
+        """
+        keys = jax.random.split(key, len(self.components))
+        draws = [q.sample_and_log_prob(k, n) for q, k, n in zip(self.components, keys, self.num_draws, strict=True)]
+        own = [np.asarray(log_q, np.float64) for _, log_q in draws]
+        kept = [~np.isnan(log_q) for log_q in own]
+        x = np.concatenate([np.asarray(x)[keep] for (x, _), keep in zip(draws, kept, strict=True)])
+        component = np.repeat(np.arange(len(draws)), [keep.sum() for keep in kept])
+        log_q = np.empty((len(x), len(draws)))
+        for j, q in enumerate(self.components):
+            log_q[component == j, j] = own[j][kept[j]]
+            log_q[component != j, j] = _log_prob(q, x[component != j])
+        return Draws(x, component, self.mix(log_q), log_q)
+
+    def log_prob_each(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n j"]:
+        """Log-density of each component in nats; -inf where a component disowns the point."""
+        return np.stack([_log_prob(component, x) for component in self.components], axis=1)
+
+    def mix(self, log_q: Float[np.ndarray, "n j"]) -> Float[np.ndarray, " n"]:
+        """Log-density of the mixture from those of its components, in nats."""
+        weights = np.asarray(self.num_draws) / sum(self.num_draws)
+        return logsumexp(log_q, axis=1, b=weights)
+
+
+def _log_prob(proposal: Proposal, x: np.ndarray) -> np.ndarray:
+    log_q = np.asarray(proposal.log_prob(x), np.float64)
+    return np.where(np.isnan(log_q), -np.inf, log_q)
+
+
+def optimal_weights(
+    log_q: Float[np.ndarray, "n j"],
+    log_target: Float[np.ndarray, " n"],
+    log_Q: Float[np.ndarray, " n"],
+    *,
+    floor: Float[np.ndarray, " j"],
+    num_iterations: int = 500,
+) -> Float[np.ndarray, " j"]:
+    r"""Mixture weights that minimise the variance of the evidence.
+
+    Minimises the convex second moment, estimated from draws of another mixture Q,
+
+    .. math::
+        \min_{\alpha} \; \sum_i \frac{f_i^2}{Q_i \sum_j \alpha_j q_{ij}}, \qquad
+        f = L\pi,\quad \alpha_j \ge \mathrm{floor}_j,\quad \sum_j \alpha_j = 1,
+
+    by the multiplicative update :math:`\alpha_j \leftarrow \alpha_j (g_j / \sum_k \alpha_k g_k)^{1/2}` with the
+    negative gradient g, which keeps the weights positive.
+
+    Args:
+        log_q: Log-density of each component at each draw, nats.
+        log_target: Log of likelihood times prior at each draw, nats.
+        log_Q: Log-density of the mixture that the draws came from, nats.
+        floor: Smallest weight of each component. The prior's and a broad level's floor bound the importance weights
+            where the training points were too few to show that a flow is too narrow.
+        num_iterations: Number of updates.
+
+    Returns:
+        The weights, shape ``(j,)``.
+
+    References:
+        He & Owen (2014), *Optimal mixture weights in multiple importance sampling*, Section 4 (the objective).
+    """
+    log_moment = 2 * log_target - log_Q
+    log_moment = log_moment - np.max(log_moment)
+    alpha = np.full(log_q.shape[1], 1 / log_q.shape[1])
+    for _ in range(num_iterations):
+        log_mixture = logsumexp(log_q, axis=1, b=alpha)
+        gradient = np.exp(logsumexp(log_q + (log_moment - 2 * log_mixture)[:, None], axis=0))
+        alpha = alpha * np.sqrt(gradient / np.sum(alpha * gradient))
+        alpha /= np.sum(alpha)
+    free = 1 - np.sum(floor)
+    return floor + free * alpha
