@@ -15,9 +15,9 @@ from jaxtyping import Array, Float
 from nsflow import train
 from nsflow.precision import float64
 from nsflow.train import Training, TrainingInfo
-from nsflow.velocity import as_velocity
+from nsflow.velocity import Architecture, as_velocity
 
-CHUNK = 512  # points evaluated at once, so that one compiled shape serves every batch
+CHUNK = 256  # points evaluated at once, so that one compiled shape serves every batch
 LOG_2PI = float(np.log(2 * np.pi))
 
 
@@ -25,8 +25,8 @@ class Preimage(NamedTuple):
     """The base point that the discrete map carries to a given point."""
 
     z: Array  # (d,), in the base
-    log_det: Array  # (), log|det dT/dz| in nats
-    converged: Array  # (), whether T(z) is the given point to working precision
+    log_det: Array  # (), log|det dx/dz| in nats
+    log_prob: Array  # (), log-density of the given point in nats; NaN where Newton's method did not converge
 
 
 @partial(
@@ -101,7 +101,7 @@ class Flow:
         Returns:
             The points, shape ``(n, d)``.
         """
-        return self.forward(jax.random.normal(key, (num_samples, self.num_dims)))
+        return self.forward(_base(key, num_samples, self.num_dims))
 
     def log_prob(self, x: Float[Any, "n d"]) -> Float[Array, " n"]:
         """Exact log-density of the map that `sample` applies.
@@ -112,7 +112,7 @@ class Flow:
         Returns:
             Log-densities in nats, shape ``(n,)``; NaN where the inverse was not found, never a guess.
         """
-        return _log_prob(self.inverse(x))
+        return self.inverse(x).log_prob
 
     def sample_and_log_prob(self, key: Array, num_samples: int) -> tuple[Float[Array, "n d"], Float[Array, " n"]]:
         """Draw points together with their log-density.
@@ -126,11 +126,11 @@ class Flow:
             where the inverse does not lead back to the draw's own base point: the discrete map folds there. Dropping
             such draws (weight zero) keeps importance estimates exact, for `log_prob` describes the others alone.
         """
-        z = jax.random.normal(key, (num_samples, self.num_dims))
+        z = _base(key, num_samples, self.num_dims)
         x = self.forward(z)
         preimage = self.inverse(x)
-        recovered = jnp.max(jnp.abs(preimage.z - z), axis=1) < 1e-3
-        return x, jnp.where(recovered, _log_prob(preimage), jnp.nan)
+        recovered = np.max(np.abs(preimage.z - z), axis=1) < 1e-3
+        return x, jnp.where(recovered, preimage.log_prob, jnp.nan)
 
     def forward(self, z: Float[Any, "n d"]) -> Float[Array, "n d"]:
         """Carry base points to the data, shape ``(n, d)`` to ``(n, d)``."""
@@ -141,10 +141,15 @@ class Flow:
         return _by_chunks(_inverse, self, x)
 
 
-def _log_prob(preimage: Preimage) -> Array:
-    z = preimage.z
-    log_prob = -0.5 * jnp.sum(z**2, axis=1) - 0.5 * z.shape[1] * LOG_2PI - preimage.log_det
-    return jnp.where(preimage.converged, log_prob, jnp.nan)
+def _base(key: Array, num_samples: int, num_dims: int) -> np.ndarray:
+    """Standard normal points, in chunks of one compiled shape; the first n do not depend on how many follow."""
+    chunks = [_base_chunk(jax.random.fold_in(key, i), num_dims) for i in range(-(-num_samples // CHUNK))]
+    return np.concatenate([np.zeros((0, num_dims)), *chunks])[:num_samples]
+
+
+@partial(jax.jit, static_argnames="num_dims")
+def _base_chunk(key: Array, num_dims: int) -> Array:
+    return jax.random.normal(key, (CHUNK, num_dims))
 
 
 def _by_chunks(function: Callable, flow: Flow, x: Any) -> Any:
@@ -157,7 +162,8 @@ def _by_chunks(function: Callable, flow: Flow, x: Any) -> Any:
     fill = np.zeros((-len(x) % CHUNK, flow.num_dims), x.dtype) + np.asarray(flow.mean, x.dtype)
     chunks = np.concatenate([x, fill]).reshape(-1, CHUNK, flow.num_dims)
     results = [function(flow, chunk) for chunk in chunks] or [function(flow, np.zeros((CHUNK, flow.num_dims)))]
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts)[: len(x)], *results)
+    # Joined by numpy: JAX would compile a new concatenation for every number of chunks.
+    return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)[: len(x)]), *results)
 
 
 # ------------------------------------------------------------- the discrete map, written for one point
@@ -172,8 +178,10 @@ def _forward(flow: Flow, z: Array) -> Array:
 def _inverse(flow: Flow, x: Array) -> Preimage:
     def one(x: Array) -> Preimage:
         scale = _scale(flow, x)
-        preimage = _invert(flow, solve_triangular(scale, x - _centre(flow, x), lower=True))
-        return preimage._replace(log_det=preimage.log_det + jnp.sum(jnp.log(jnp.diag(scale))))
+        z, log_det, converged = _invert(flow, solve_triangular(scale, x - _centre(flow, x), lower=True))
+        log_det = log_det + jnp.sum(jnp.log(jnp.diag(scale)))
+        log_prob = -0.5 * jnp.sum(z**2) - 0.5 * flow.num_dims * LOG_2PI - log_det
+        return Preimage(z, log_det, jnp.where(converged, log_prob, jnp.nan))
 
     return jax.vmap(one)(x)
 
@@ -210,27 +218,29 @@ def _integrate(flow: Flow, x: Array, *, backwards: bool) -> Array:
     return jax.lax.fori_loop(0, flow.num_steps, step, x)
 
 
-def _invert(flow: Flow, x: Array) -> Preimage:
-    """Integrate backwards, then correct: first without a Jacobian, then by Newton's method."""
+def _invert(flow: Flow, x: Array) -> tuple[Array, Array, Array]:
+    """Solve T(z) = x: integrate backwards, then Newton's method; return z, log|det dT/dz|, convergence."""
     push, pull = partial(_push, flow), partial(_pull, flow)
     tolerance = 2e-6 if x.dtype == jnp.float64 else 2e-5
 
-    def newton(state: tuple[Array, Preimage, Array]) -> tuple[Array, Preimage, Array]:
-        z, _, i = state
+    def newton(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        z, _, _, i = state
         image, jacobian = _value_and_jacobian(push, z)
         step = jnp.linalg.solve(jacobian, x - image)
         # Networks are float32: their own rounding moves the image by 1e-7 of the point's size.
         converged = jnp.max(jnp.abs(step)) < tolerance * (1 + jnp.max(jnp.abs(z)))
-        return z + step, Preimage(z + step, jnp.linalg.slogdet(jacobian)[1], converged), i + 1
+        return z + step, jnp.linalg.slogdet(jacobian)[1], converged, i + 1
 
-    def unsolved(state: tuple[Array, Preimage, Array]) -> Array:
-        _, preimage, i = state
-        return ~preimage.converged & (i < 10)
+    def unsolved(state: tuple[Array, ...]) -> Array:
+        _, _, converged, i = state
+        return ~converged & (i < 10)
 
     back = pull(x)
     start = back + back - pull(push(back))  # one correction without a Jacobian saves a Newton step, at half its price
-    unknown = Preimage(start, jnp.zeros((), x.dtype), jnp.zeros((), bool))
-    return jax.lax.while_loop(unsolved, newton, (start, unknown, 0))[1]
+    z, log_det, converged, _ = jax.lax.while_loop(
+        unsolved, newton, (start, jnp.zeros((), x.dtype), jnp.zeros((), bool), jnp.zeros((), jnp.int32))
+    )
+    return z, log_det, converged
 
 
 def _value_and_jacobian(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
@@ -258,7 +268,6 @@ def fit(
     log_weights: Float[Any, " n"] | None = None,
     *,
     training: Training = Training(),  # noqa: B008
-    initial: Flow | None = None,
 ) -> tuple[Flow, FlowInfo]:
     r"""Give a set of samples a distribution.
 
@@ -271,7 +280,6 @@ def fit(
         points: Samples, shape ``(n, d)`` with ``n > d``.
         log_weights: Their log-weights in nats up to a constant, shape ``(n,)``; equal if left out.
         training: How to train.
-        initial: A flow whose network to start from, for a warm start.
 
     Returns:
         ``(flow, info)``: a :class:`Flow` with ``sample``, ``log_prob`` and ``sample_and_log_prob``, and what happened.
@@ -291,7 +299,7 @@ def fit(
     key_split, key_init, key_train = jax.random.split(key, 3)
     mean, scale = _moments(points, log_weights)
     white = np.linalg.solve(scale, (points - mean).T).T
-    order = np.asarray(jax.random.permutation(key_split, len(points)))
+    order = np.random.default_rng(np.asarray(jax.random.key_data(key_split))).permutation(len(points))
     num_held_out = min(CHUNK, int(training.held_out * len(points)))
     held_out, kept = order[:num_held_out], order[num_held_out:]
     weights = _normalise(log_weights[held_out])
@@ -302,9 +310,10 @@ def fit(
         return float(weights @ np.nan_to_num(log_prob, nan=-100.0))
 
     num_dims = points.shape[1]
-    velocity = training.architecture.init(key_init, num_dims, training.path) if initial is None else initial.velocity
+    architecture = training.architecture or Architecture.of_dims(num_dims)
+    velocity = architecture.init(key_init, num_dims, training.path)
     gaussian = Flow(velocity, np.zeros(num_dims), np.eye(num_dims), np.int32(0))
-    flow = replace(gaussian, num_steps=np.int32(training.integration_steps))
+    flow = replace(gaussian, num_steps=np.int32(training.integration_steps or max(4, 24 // num_dims)))
     velocity, info = train.fit(
         key_train,
         velocity,
@@ -312,21 +321,21 @@ def fit(
         log_weights[kept],
         training=training,
         score=lambda velocity: score(replace(flow, velocity=velocity)),
+        score_now=score(gaussian),  # the untrained network is zero
     )
-    best, log_prob = _refine(replace(flow, velocity=velocity), score)
-    if not log_prob > score(gaussian):
-        best, log_prob = gaussian, score(gaussian)
+    best, log_prob = gaussian, info.scores[0]
+    if info.best > 0:
+        best, log_prob = _refine(replace(flow, velocity=velocity), info.scores[info.best], score)
     log_prob -= float(np.sum(np.log(np.diag(scale))))
     return replace(best, mean=mean, scale=scale), FlowInfo(info, int(best.num_steps) == 0, log_prob)
 
 
-def _refine(flow: Flow, score: Callable[[Flow], float]) -> tuple[Flow, float]:
+def _refine(flow: Flow, best: float, score: Callable[[Flow], float]) -> tuple[Flow, float]:
     """Double the integration steps while the held-out density gains: sharp fields need more than smooth ones."""
-    best = score(flow)
     while flow.num_steps < 32:
         finer = replace(flow, num_steps=np.int32(2 * flow.num_steps))
         gain = score(finer) - best
-        if gain < 0.02:
+        if gain < 0.01:
             break
         flow, best = finer, best + gain
     return flow, best

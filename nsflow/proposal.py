@@ -1,5 +1,6 @@
 """Mixtures of the prior and the flows: their draw counts, their draws, the mixture density Q."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -72,6 +73,13 @@ class MetaProposal:
     components: tuple[Proposal, ...]
     num_draws: tuple[int, ...]
 
+    @classmethod
+    def of(
+        cls, components: Sequence[Proposal], indices: Sequence[int], num_draws: Sequence[int] | None = None
+    ) -> "MetaProposal":
+        """Mixture of some of the components, in equal parts unless the draws of each are given."""
+        return cls(tuple(components[k] for k in indices), tuple(num_draws or [1] * len(indices)))
+
     def sample(self, key: Array) -> Draws:
         """Draw one batch.
 
@@ -90,12 +98,12 @@ class MetaProposal:
         log_q = np.empty((len(x), len(draws)))
         for j, q in enumerate(self.components):
             log_q[component == j, j] = own[j][kept[j]]
-            log_q[component != j, j] = _log_prob(q, x[component != j])
+            log_q[component != j, j] = log_prob(q, x[component != j])
         return Draws(x, component, self.mix(log_q), log_q)
 
     def log_prob_each(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n j"]:
         """Log-density of each component in nats; -inf where a component disowns the point."""
-        return np.stack([_log_prob(component, x) for component in self.components], axis=1)
+        return np.stack([log_prob(component, x) for component in self.components], axis=1)
 
     def mix(self, log_q: Float[np.ndarray, "n j"]) -> Float[np.ndarray, " n"]:
         """Log-density of the mixture from those of its components, in nats."""
@@ -103,7 +111,8 @@ class MetaProposal:
         return logsumexp(log_q, axis=1, b=weights)
 
 
-def _log_prob(proposal: Proposal, x: np.ndarray) -> np.ndarray:
+def log_prob(proposal: Proposal, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+    """Log-density of one component as part of a mixture, in nats: -inf where it disowns the point."""
     log_q = np.asarray(proposal.log_prob(x), np.float64)
     return np.where(np.isnan(log_q), -np.inf, log_q)
 

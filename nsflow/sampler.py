@@ -1,7 +1,6 @@
 """The loop: a ladder of contours, posterior rounds, and fresh draws from frozen proposals."""
 
-import enum
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -9,101 +8,19 @@ import numpy as np
 from jaxtyping import Array
 from scipy.special import logsumexp
 
-from nsflow import evidence, flow, likelihood
-from nsflow.evidence import Evidence, log_evidence
-from nsflow.flow import Flow
-from nsflow.likelihood import Likelihood
-from nsflow.points import Contour, Points, evidence_share, join, next_contour, truncate
-from nsflow.prior import Prior
-from nsflow.proposal import Draws, MetaProposal, PriorProposal, optimal_weights
+from nsflow import flow
+from nsflow.evidence import effective_sample_size
+from nsflow.flow import FlowInfo
+from nsflow.kernels import Kernels
+from nsflow.likelihood import check, evaluate, require_finite
+from nsflow.points import Points, evidence_share, next_contour, truncate
+from nsflow.precision import float64
+from nsflow.proposal import Draws, MetaProposal, PriorProposal, Proposal, optimal_weights
+from nsflow.state import PRIOR, Frozen, Phase, Problem, Settings, State, draw, reclaim
 from nsflow.train import Training
-from nsflow.velocity import Architecture
 
-
-@dataclass(frozen=True)
-class Settings:
-    """Options of the sampler; the defaults are meant for every problem.
-
-    Args:
-        ess: Effective sample size at which a run is finished.
-        max_calls: Likelihood calls after which it ends all the same, marked unfinished.
-        num_prior: Draws from the prior at the start.
-        num_live: Draws of each level of the ladder: the safety knob.
-        compression: Largest and smallest log of the prior mass that one level keeps of the one before.
-        prior_share: Share of the prior among the draws of each level and round.
-        rounds: Draws of the posterior rounds as a share of `ess`; the last one only weighs the mixture.
-        max_restarts: How often an alarm in the frozen phase leads back to training.
-        ladder: Training of the levels.
-        posterior: Training of the posterior rounds.
-    """
-
-    ess: float = 10_000
-    max_calls: int = 1_000_000
-    num_prior: int = 2000
-    num_live: int = 1000
-    compression: tuple[float, float] = (-2.0, -0.7)
-    prior_share: float = 0.05
-    rounds: tuple[float, ...] = (0.1, 0.2, 0.1)
-    max_restarts: int = 2
-    ladder: Training = field(
-        default_factory=lambda: Training(
-            architecture=Architecture(width=64), num_steps=600, steps_per_score=150, patience=1, held_out=0.2
-        )
-    )
-    posterior: Training = field(default_factory=Training)
-
-
-class Problem(NamedTuple):
-    """What is to be computed: the likelihood of the data and the prior of its parameters."""
-
-    likelihood: Likelihood
-    prior: Prior
-
-
-class Phase(enum.StrEnum):
-    """Where a run is."""
-
-    LADDER = "ladder"
-    POSTERIOR = "posterior"
-    FROZEN = "frozen"
-    FINISHED = "finished"
-
-
-class Frozen(NamedTuple):
-    """Fresh draws of proposals that are no longer trained: what the headline rests on."""
-
-    proposal: MetaProposal
-    indices: tuple[int, ...]  # which components of the state the proposal mixes
-    draws: Draws
-    log_likelihood: np.ndarray  # (n,)
-    log_weights: np.ndarray  # (n,), log of likelihood times prior over Q, nats
-    num_batches: int
-
-    @property
-    def num_draws(self) -> np.ndarray:
-        """Draws of each component, dropped ones included."""
-        return self.num_batches * np.asarray(self.proposal.num_draws)
-
-
-@dataclass(frozen=True)
-class State:
-    """Everything that the next step needs."""
-
-    problem: Problem
-    settings: Settings
-    phase: Phase
-    points: Points
-    components: tuple[Any, ...]  # the prior, then every flow in the order of training
-    num_draws: tuple[int, ...]  # draws of each component in `points`
-    contour: float  # nats
-    num_levels: int  # flows of the ladder
-    waited: int  # batches since the contour moved
-    round: int
-    frozen: Frozen | None
-    restarts: int
-    num_calls: int
-    nan_params: tuple[dict[str, np.ndarray], ...]
-    alarms: tuple[str, ...] = ()
+PRIOR_FLOOR = 0.01  # least share of the prior in the frozen mixture: it bounds every weight
+BROAD_FLOOR = 0.03  # and of the broad level, which bounds them where the posterior has tails
 
 
 class StepInfo(NamedTuple):
@@ -112,21 +29,34 @@ class StepInfo(NamedTuple):
     phase: str
     num_calls: int  # so far
     contour: float  # nats
-    logZ: float  # nats; a guide only, but for the frozen phase
+    logZ: float  # nats; before the frozen phase a guide only, biased by training
     ess: float  # of the same points
-    log_prob: float  # held-out log-density of the flow trained in this step, nats; NaN if none was
-    gaussian: bool  # whether that flow is a Gaussian
+    held_out: float  # log-density of held-out points under the flow trained in this step, nats; NaN if none was
+    is_gaussian: bool  # whether that flow is a Gaussian
 
 
-# ------------------------------------------------------------- the loop
-
-
+@float64
 def init(key: Array, problem: Problem, settings: Settings = Settings()) -> State:  # noqa: B008
+    """Check the likelihood on a few points of the prior, then draw the first points.
+
+    Args:
+        key: JAX random key.
+        problem: Likelihood and prior.
+        settings: Options.
+
+    Returns:
+        The state that `step` takes.
+
+    Raises:
+        TypeError: If the likelihood cannot be called or traced, or returns anything but one real number a point.
+        ValueError: If it is -inf at every point, or +inf at any.
+    """
     prior = PriorProposal(problem.prior)
     x, log_prior = prior.sample_and_log_prob(key, settings.num_prior)
-    checked = likelihood.check(problem.likelihood, _rows(problem.prior.forward(x), slice(0, 3)))
-    result = likelihood.evaluate(problem.likelihood, problem.prior.forward(x))
-    likelihood.require_finite(result.log_likelihood)
+    params = problem.prior.forward(x)
+    num_checked = check(problem.likelihood, {name: np.asarray(value)[:3] for name, value in params.items()})
+    result = evaluate(problem.likelihood, params)
+    require_finite(result.log_likelihood)
     return State(
         problem=problem,
         settings=settings,
@@ -134,104 +64,168 @@ def init(key: Array, problem: Problem, settings: Settings = Settings()) -> State
         points=Points(x, result.log_likelihood, log_prior, np.full(len(x), -np.inf), settings.num_prior),
         components=(prior,),
         num_draws=(settings.num_prior,),
-        contour=-np.inf,
-        num_levels=0,
-        waited=0,
-        round=0,
-        frozen=None,
-        restarts=0,
-        num_calls=len(x) + checked,
+        num_calls=len(x) + num_checked,
         nan_params=(result.nan_params,),
     )
 
 
+@float64
 def step(key: Array, state: State) -> tuple[State, StepInfo]:
-    return {Phase.LADDER: _climb, Phase.POSTERIOR: _refine, Phase.FROZEN: _draw_frozen}[state.phase](key, state)
+    """Make one level, one posterior round or one frozen batch.
+
+    Args:
+        key: JAX random key.
+        state: From `init` or an earlier step; not finished.
+
+    Returns:
+        ``(state, info)``: the next state and what happened.
+    """
+    if state.phase is Phase.LADDER:
+        return _climb(key, state)
+    if state.phase is Phase.POSTERIOR:
+        return _refine(key, state)
+    return _draw_frozen(key, state)
+
+
+def next_batch(state: State) -> int:
+    """Largest number of likelihood calls that the next step can make."""
+    if state.phase is Phase.LADDER:
+        return max(state.settings.num_live, _round_size(state))
+    if state.phase is Phase.POSTERIOR:
+        return _round_size(state)
+    return sum(state.frozen.proposal.num_draws) if state.frozen else 0
+
+
+# ------------------------------------------------------------- phase 1: the ladder
 
 
 def _climb(key: Array, state: State) -> tuple[State, StepInfo]:
-    """One level of the ladder: raise the contour, train on the points above it, draw."""
+    """Raise the contour, train on the points above it, draw."""
     settings, points = state.settings, state.points
-    d = state.problem.prior.num_dims
-    contour = next_contour(points, state.contour, compression=settings.compression, min_ess=max(100.0, 25.0 * d))
+    num_dims = state.problem.prior.num_dims
+    min_ess = max(100.0, 25.0 * num_dims)
+    contour = next_contour(points, state.contours[-1], compression=settings.compression, min_ess=min_ess)
+    above = points.log_likelihood >= contour.log_likelihood
+    if np.sum(above) <= 2 * num_dims or (contour.ess < 0.25 * min_ess and state.num_waits < 2):
+        return _wait(key, state, above)
     if evidence_share(points, contour.log_likelihood) < 0.5 or contour.log_mass > -0.1:
         return _refine(key, replace(state, phase=Phase.POSTERIOR))
-    above = points.log_likelihood >= contour.log_likelihood
-    training_set = points.select(above)
+    chosen = points.select(above)
     key_fit, key_draw = jax.random.split(key)
-    new, info = flow.fit(
-        key_fit,
-        training_set.x,
-        truncate(training_set.log_prior_weights),
-        training=settings.ladder,
-        initial=_warm_start(state, settings.ladder),
-    )
-    state = _add(replace(state, contour=contour.log_likelihood, num_levels=state.num_levels + 1), new)
-    num_prior = int(settings.prior_share * settings.num_live)
-    state = _draw(key_draw, state, {0: num_prior, len(state.components) - 1: settings.num_live - num_prior}, above)
-    return state, _info(state, state.points.log_posterior_weights, info)
+    trained, info = _train(key_fit, state, chosen.x, chosen.log_prior_weights, settings.ladder)
+    state = replace(
+        state,
+        contours=state.contours + (contour.log_likelihood,) * len(trained),
+        # The level before adds about a fifth to the density of new points; those before it less than a twentieth.
+        overlap=max(1, len(state.components) - len(trained)),
+        num_waits=0,
+    ).add(*trained)
+    state = draw(key_draw, state, _share(state, settings.num_live, len(trained)), above)
+    return state, _info(Phase.LADDER, state, info)
+
+
+def _wait(key: Array, state: State, active: np.ndarray) -> tuple[State, StepInfo]:
+    """Draw once more from the newest component: too few effective points lie above the contour."""
+    state = replace(state, num_waits=state.num_waits + 1)
+    num_newest = 0 if len(state.components) == 1 else _num_trained(state)
+    state = draw(key, state, _share(state, state.settings.num_live, num_newest), active)
+    return state, _info(Phase.LADDER, state, None)
+
+
+# ------------------------------------------------------------- phase 2: posterior rounds
 
 
 def _refine(key: Array, state: State) -> tuple[State, StepInfo]:
-    """One posterior round: train on all points with posterior weights, draw; after the last, freeze the mixture."""
+    """Train on all points with posterior weights, draw; after the last round, freeze."""
     settings = state.settings
     log_weights = state.points.log_posterior_weights
-    significant = log_weights > np.max(log_weights) - 12.0
-    training_set = state.points.select(significant)
+    # Points of a weight below 1 % of the average are most of the ladder and none of the posterior.
+    chosen = log_weights > logsumexp(log_weights) - np.log(100 * len(log_weights))
     key_fit, key_draw = jax.random.split(key)
-    new, info = flow.fit(
-        key_fit,
-        training_set.x,
-        truncate(training_set.log_posterior_weights),
-        training=settings.posterior,
-        initial=_warm_start(state, settings.posterior),
-    )
-    state = _add(state, new)
-    size = int(max(500, settings.rounds[state.round] * settings.ess))
-    num_prior, num_broad = int(settings.prior_share * size), int(2 * settings.prior_share * size)
-    counts = {0: num_prior, state.num_levels: num_broad}
+    trained, info = _train(key_fit, state, state.points.x[chosen], log_weights[chosen], settings.posterior)
+    num_before = len(log_weights)
+    size = _round_size(state)
+    state = state.add(*trained)
+    state = draw(key_draw, state, _share(state, size, len(trained)), chosen)
+    state = replace(state, num_rounds=state.num_rounds + 1)
+    if state.num_rounds >= len(settings.rounds):
+        state = _freeze(state, state.points.select(np.arange(len(state.points.x)) >= num_before))
+    return state, _info(Phase.POSTERIOR, state, info)
+
+
+def _round_size(state: State) -> int:
+    rounds = state.settings.rounds
+    return max(500, round(rounds[min(state.num_rounds, len(rounds) - 1)] * state.settings.ess))
+
+
+def _broad(state: State) -> int:
+    """Highest level of the ladder that leaves out less than a thousandth of the evidence; the prior if none does."""
+    levels = range(len(state.contours) - 1, 0, -1)
+    return next((k for k in levels if evidence_share(state.points, state.contours[k]) > 0.999), PRIOR)
+
+
+def _share(state: State, size: int, num_newest: int) -> dict[int, int]:
+    """Share a batch between the prior, a broad level and the newest components, most of it to the flow at the end."""
     last = len(state.components) - 1
-    counts = {k: n for k, n in counts.items() if k < last} if state.num_levels else {0: num_prior}
-    counts[last] = size - sum(counts.values())
-    before = len(state.points.x)
-    state = _draw(key_draw, state, counts, significant)
-    state = replace(state, round=state.round + 1)
-    info = _info(state, state.points.log_posterior_weights, info)
-    if state.round == len(settings.rounds):
-        state = _freeze(state, state.points.select(np.arange(len(state.points.x)) >= before))
-    return state, info
+    num_prior = round(state.settings.prior_share * size)
+    shares = {PRIOR: num_prior} | ({_broad(state): num_prior} if state.phase is Phase.POSTERIOR else {})
+    shares |= dict.fromkeys(range(last + 1 - num_newest, last), round(0.3 * size))
+    shares[last] = shares.get(last, 0) + size - sum(shares.values())
+    return shares
+
+
+def _num_trained(state: State) -> int:
+    """Number of components trained together: kernels, where they help, and a flow."""
+    return 2 if state.problem.prior.num_dims <= state.settings.kernel_dims else 1
+
+
+def _train(
+    key: Array, state: State, x: np.ndarray, log_weights: np.ndarray, training: Training
+) -> tuple[list[Proposal], FlowInfo]:
+    """Fit kernels, in few dimensions, and a flow."""
+    key_kernels, key_flow = jax.random.split(key)
+    log_weights = truncate(log_weights)
+    new, info = flow.fit(key_flow, x, log_weights, training=training)
+    kernels = [Kernels.fit(key_kernels, x, log_weights)] if _num_trained(state) == 2 else []
+    return [*kernels, new], info
+
+
+# ------------------------------------------------------------- phase 3: frozen proposals
 
 
 def _freeze(state: State, pilot: Points) -> State:
-    """Weigh the mixture of the frozen phase on points that trained none of its components."""
-    last = len(state.components) - 1
-    indices = tuple(sorted({0, state.num_levels, max(last - 1, 0), last}))
-    proposal = MetaProposal(tuple(state.components[k] for k in indices), (1,) * len(indices))
-    log_q = proposal.log_prob_each(pilot.x)
-    floor = np.array([0.01 if k == 0 else 0.02 if k == state.num_levels else 0.0 for k in indices])
+    """Weigh the frozen mixture on points that trained none of its components."""
+    newest, broad = len(state.components), _broad(state)
+    candidates = sorted({PRIOR, broad, *range(max(newest - 2 * _num_trained(state), 0), newest)})
+    floor = [PRIOR_FLOOR if k == PRIOR else BROAD_FLOOR if k == broad else 0.0 for k in candidates]
+    log_q = MetaProposal.of(state.components, candidates).log_prob_each(pilot.x)
+    log_target = pilot.log_likelihood + pilot.log_prior
     log_Q = pilot.log_prior - pilot.log_prior_weights
-    alpha = optimal_weights(log_q, pilot.log_likelihood + pilot.log_prior, log_Q, floor=floor)
-    size = int(np.clip(state.settings.ess / 10, 200, 2000))
-    counts = {k: round(size * a) for k, a in zip(indices, alpha, strict=True) if size * a >= 2}
-    indices = tuple(counts)
-    proposal = MetaProposal(tuple(state.components[k] for k in indices), tuple(counts.values()))
-    d, j = pilot.x.shape[1], len(indices)
-    empty = Draws(np.zeros((0, d)), np.zeros(0, int), np.zeros(0), np.zeros((0, j)))
-    frozen = Frozen(proposal, indices, empty, np.zeros(0), np.zeros(0), 0)
-    return replace(state, phase=Phase.FROZEN, frozen=frozen)
+    weights = optimal_weights(log_q, log_target, log_Q, floor=np.array(floor))
+    # A component of less than 5 % beyond its floor gains less than the evaluation of its density costs.
+    kept = [(k, w) for k, w, f in zip(candidates, weights, floor, strict=True) if f > 0 or w > 0.05]
+    size = np.clip(state.settings.ess / 10, 200, 2000) / sum(w for _, w in kept)
+    indices = tuple(k for k, _ in kept)
+    proposal = MetaProposal.of(state.components, indices, tuple(max(2, round(size * w)) for _, w in kept))
+    nothing = np.zeros(0)
+    draws = Draws(np.zeros((0, pilot.x.shape[1])), np.zeros(0, int), nothing, np.zeros((0, len(kept))))
+    return replace(state, phase=Phase.FROZEN, frozen=Frozen(proposal, indices, 0, draws, nothing, nothing))
 
 
 def _draw_frozen(key: Array, state: State) -> tuple[State, StepInfo]:
-    """One batch of the frozen phase."""
+    """Draw one batch; finish at the target, or go back to training while an alarm can still be cured."""
     old = state.frozen
+    assert old is not None
     draws = old.proposal.sample(key)
-    result = _evaluate(state, draws.x)
+    result = evaluate(state.problem.likelihood, state.problem.prior.forward(draws.x))
     log_prior = np.asarray(state.problem.prior.latent_log_prob(draws.x))
-    frozen = old._replace(
-        draws=Draws(*(np.concatenate(pair) for pair in zip(old.draws, draws, strict=True))),
-        log_likelihood=np.concatenate([old.log_likelihood, result.log_likelihood]),
-        log_weights=np.concatenate([old.log_weights, result.log_likelihood + log_prior - draws.log_Q]),
-        num_batches=old.num_batches + 1,
+    frozen = Frozen(
+        old.proposal,
+        old.components,
+        old.num_batches + 1,
+        Draws(*(np.concatenate(pair) for pair in zip(old.draws, draws, strict=True))),
+        np.concatenate([old.log_likelihood, result.log_likelihood]),
+        np.concatenate([old.log_prior, log_prior]),
     )
     state = replace(
         state,
@@ -239,79 +233,47 @@ def _draw_frozen(key: Array, state: State) -> tuple[State, StepInfo]:
         num_calls=state.num_calls + len(draws.x),
         nan_params=(*state.nan_params, result.nan_params),
     )
-    estimate = headline(state)
+    estimate = frozen.estimate()
+    info = StepInfo(
+        str(Phase.FROZEN), state.num_calls, state.contours[-1], estimate.logZ, estimate.ess, float("nan"), False
+    )
+    if state.num_restarts < state.settings.max_restarts and _needs_training(frozen):
+        return _restart(state), info
     if estimate.ess >= state.settings.ess:
         state = replace(state, phase=Phase.FINISHED)
-    return state, StepInfo("frozen", state.num_calls, state.contour, estimate.logZ, estimate.ess, np.nan, False)
+    return state, info
 
 
-def headline(state: State) -> Evidence:
-    frozen = state.frozen
-    return log_evidence(frozen.log_weights, frozen.draws.component, frozen.num_draws)
+def _needs_training(frozen: Frozen) -> bool:
+    """Whether the weights say that the mixture misses something; asked at 1, 2, 4, ... batches.
+
+    Asking seldom matters: a run that stops at the first heavy weight throws away the very draw that would have
+    corrected its evidence upwards, and the next frozen phase must find it again.
+    """
+    if frozen.num_batches & (frozen.num_batches - 1):
+        return False
+    estimate = frozen.estimate()
+    efficiency = estimate.ess / np.sum(frozen.num_draws)
+    return estimate.khat > 0.7 and estimate.max_weight_share > 0.01 or efficiency < 0.1
 
 
-# ------------------------------------------------------------- bookkeeping
+def _restart(state: State) -> State:
+    """Give the frozen draws to training and repeat the last two rounds."""
+    log_weights = state.points.log_posterior_weights
+    state = reclaim(state, log_weights > logsumexp(log_weights) - np.log(100 * len(log_weights)))
+    num_rounds = max(0, len(state.settings.rounds) - 2)
+    return replace(state, phase=Phase.POSTERIOR, num_rounds=num_rounds, num_restarts=state.num_restarts + 1)
 
 
-def _warm_start(state: State, training: Training) -> Flow | None:
-    return None
-
-
-def _add(state: State, new: Flow) -> State:
-    return replace(state, components=(*state.components, new), num_draws=(*state.num_draws, 0))
-
-
-def _evaluate(state: State, x: np.ndarray) -> likelihood.Evaluation:
-    return likelihood.evaluate(state.problem.likelihood, state.problem.prior.forward(x))
-
-
-def _rows(params: dict[str, Any], rows: slice) -> dict[str, Any]:
-    return {name: np.asarray(value)[rows] for name, value in params.items()}
-
-
-WINDOW = 3
-
-
-def _draw(key: Array, state: State, counts: dict[int, int], active: np.ndarray) -> State:
-    """Draw from some components, evaluate, and update the counted density of new and active old points."""
-    components = state.components
-    proposal = MetaProposal(tuple(components[k] for k in counts), tuple(counts.values()))
-    draws = proposal.sample(key)
-    result = _evaluate(state, draws.x)
-    totals = np.array(state.num_draws)
-    for k, n in counts.items():
-        totals[k] += n
-    log_q = dict(zip(counts, draws.log_q.T, strict=True))
-    recent = [k for k in range(max(1, len(components) - WINDOW), len(components)) if k not in counts]
-    if recent:
-        others = MetaProposal(tuple(components[k] for k in recent), (1,) * len(recent))
-        log_q |= dict(zip(recent, others.log_prob_each(draws.x).T, strict=True))
-    log_prior = log_q.pop(0)
-    log_flows = logsumexp([np.log(totals[k]) + q for k, q in log_q.items() if totals[k] > 0], axis=0)
-    points = state.points
-    old = points.log_flows.copy()
-    for k, n in counts.items():
-        if k > 0:
-            q = MetaProposal((components[k],), (n,)).log_prob_each(points.x[active])[:, 0]
-            old[active] = np.logaddexp(old[active], np.log(n) + q)
-    points = points._replace(log_flows=old, num_prior=int(totals[0]))
-    new = Points(draws.x, result.log_likelihood, log_prior, log_flows, int(totals[0]))
-    return replace(
-        state,
-        points=join(points, new),
-        num_draws=tuple(int(n) for n in totals),
-        num_calls=state.num_calls + len(draws.x),
-        nan_params=(*state.nan_params, result.nan_params),
-    )
-
-
-def _info(state: State, log_weights: np.ndarray, fitted: flow.FlowInfo) -> StepInfo:
+def _info(phase: Phase, state: State, fitted: FlowInfo | None) -> StepInfo:
+    log_weights = state.points.log_posterior_weights
+    held_out, is_gaussian = (fitted.log_prob, fitted.is_gaussian) if fitted else (float("nan"), False)
     return StepInfo(
-        str(state.phase),
+        str(phase),
         state.num_calls,
-        state.contour,
+        state.contours[-1],
         float(logsumexp(log_weights)),
-        evidence.effective_sample_size(log_weights),
-        fitted.log_prob,
-        fitted.is_gaussian,
+        effective_sample_size(log_weights),
+        held_out,
+        is_gaussian,
     )

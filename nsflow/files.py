@@ -1,0 +1,203 @@
+"""The two files of a result: `root.csv`, which anesthetic reads, and `root.json`, which holds everything else."""
+
+import csv
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from jaxtyping import Float64
+
+FORMAT = "nsflow results"
+VERSION = 1
+NON_FINITE = "$float"  # JSON has no NaN and no infinity: they are written {"$float": "-inf"}
+
+
+def paths(root: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """Return the CSV and the JSON file of a root, which may be given with either suffix.
+
+    Args:
+        root: Path of the run, such as ``"chains/run"``.
+
+    Returns:
+        ``(csv, json)``.
+
+    Raises:
+        ValueError: If `root` names no file.
+
+    Example:
+        >>> [path.as_posix() for path in paths("chains/run.json")]
+        ['chains/run.csv', 'chains/run.json']
+    """
+    path = Path(root)
+    if path.name in ("", ".."):
+        raise ValueError(
+            f"`root` expected the path of a run; got {os.fspath(root)!r}. Write 'chains/run', for example."
+        )
+    # Only our own suffixes go: in "run_0.5" the dot belongs to the name.
+    name = path.stem if path.suffix in (".csv", ".json") else path.name
+    return path.with_name(name + ".csv"), path.with_name(name + ".json")
+
+
+def write(root: str | os.PathLike[str], frame: Any, header: Mapping[str, Any]) -> None:
+    """Write a frame and its header, each file at once or not at all; the parent folders are made.
+
+    Args:
+        root: Path of the run.
+        frame: Weighted, labelled anesthetic frame of float64 columns.
+        header: Everything that is not a column, as :func:`plain` returns it.
+    """
+    table, info = paths(root)
+    table.parent.mkdir(parents=True, exist_ok=True)
+    columns = [name for name, _ in frame.columns]
+    document = {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "columns": columns,
+        "num_rows": len(frame),
+        "digest": _digest(frame.to_numpy()),
+        **header,
+    }
+    text = json.dumps(_encode(document), indent=1, allow_nan=False)
+    # pandas writes the shortest text that reads back to the same double.
+    _replace(table, frame.to_csv)
+    _replace(info, lambda file: file.write(text + "\n"))
+
+
+def read(root: str | os.PathLike[str]) -> tuple[dict[str, Any], Float64[np.ndarray, "n columns"]]:
+    """Read what :func:`write` wrote.
+
+    Args:
+        root: Path of the run.
+
+    Returns:
+        ``(header, values)``: the header, and the columns, shape ``(n, num_columns)``, bit for bit as written.
+
+    Raises:
+        FileNotFoundError: If one of the two files is missing.
+        ValueError: If they are damaged, not nsflow's, of a newer format, or do not belong together.
+    """
+    table, info = paths(root)
+    for path in (info, table):
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"`load` expected a saved result at {os.fspath(root)!r}; there is no file {path}. "
+                "A result is the two files .csv and .json; keep them together."
+            )
+    header = _read_header(info)
+    columns, values = _read_table(table)
+    if columns != header["columns"] or len(values) != header["num_rows"]:
+        raise ValueError(
+            f"`load` expected {header['num_rows']} rows of {header['columns']} in {table}, as {info} says; "
+            f"got {len(values)} rows of {columns}. The two files are from different runs, or the CSV was cut short."
+        )
+    if _digest(values) != header["digest"]:
+        raise ValueError(
+            f"`load` expected in {table} the numbers that were saved with {info}; they have changed. "
+            "The files are from different runs, or the CSV was edited; read it alone with `anesthetic.read_chains`."
+        )
+    return header, values
+
+
+def plain(value: Any) -> Any:
+    """Reduce a value to what JSON can hold, and what comes back equal: numbers, strings, lists, string-keyed dicts.
+
+    Args:
+        value: Anything. Tuples and arrays become lists, numpy scalars Python's, and objects of any other kind their
+            `repr`: a result must not be lost over a setting that cannot be written.
+
+    Returns:
+        The plain value, which shares no mutable part with `value`.
+
+    Example:
+        >>> plain({"ess": np.float64(5.0), "pool": None, "levels": (1, 2), "solver": complex})
+        {'ess': 5.0, 'pool': None, 'levels': [1, 2], 'solver': "<class 'complex'>"}
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, (np.bool_, np.integer, int)):
+        return bool(value) if isinstance(value, np.bool_) else int(value)
+    if isinstance(value, (np.floating, float)):
+        return float(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if hasattr(value, "__array__") and not isinstance(value, type) and np.asarray(value).dtype.kind in "biuf":
+        return plain(np.asarray(value).tolist())
+    return repr(value)
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return {NON_FINITE: repr(value)}
+    if isinstance(value, dict):
+        return {key: _encode(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_encode(item) for item in value]
+    return value
+
+
+def _decode(value: dict[str, Any]) -> Any:
+    return float(value[NON_FINITE]) if value.keys() == {NON_FINITE} else value
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"), object_hook=_decode)
+    except ValueError as error:  # also what is not UTF-8
+        raise ValueError(
+            f"`load` expected JSON in {path}; got a file that is damaged or cut short ({error}). "
+            "Restore it from a copy; the samples alone can be read with `anesthetic.read_chains`."
+        ) from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ValueError(f"`load` expected {path} to be written by `Results.save`; it is some other JSON file.")
+    if header.get("format_version") != VERSION:
+        raise ValueError(
+            f"`load` expected format version {VERSION} in {path}; got {header.get('format_version')!r}. "
+            "Load it with the version of nsflow that wrote it, or a newer one."
+        )
+    missing = [key for key in ("columns", "num_rows", "digest") if key not in header]
+    if missing:
+        raise ValueError(f"`load` expected {missing} in {path}; they are missing. Restore the file from a copy.")
+    return header
+
+
+def _read_table(path: Path) -> tuple[list[str], np.ndarray]:
+    """Read an anesthetic CSV: a row of names, a row of labels, a row of index names, then index, weight, columns."""
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = csv.reader(file)
+        columns = next(rows, [])[2:]
+        next(rows, None)
+        next(rows, None)
+        try:
+            # Python's own float is exact, which pandas' default reader is not (it errs in the last bit).
+            cells = [[float(cell) for cell in row[2:]] for row in rows]
+            values = np.array(cells, dtype=np.float64).reshape(len(cells), len(columns))
+        except ValueError as error:
+            raise ValueError(
+                f"`load` expected a number in every cell of {path}; got a row that is damaged or cut short ({error}). "
+                "Restore the file from a copy."
+            ) from error
+    return columns, values
+
+
+def _digest(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values, dtype="<f8").tobytes()).hexdigest()
+
+
+def _replace(path: Path, fill: Callable[[TextIO], Any]) -> None:
+    """Write a file under another name in the same folder, then rename: a crash leaves the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,107 @@
+"""Mixture of local Student-t kernels: what a flow smooths away, a kernel on a training point keeps."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import gammaln, logsumexp
+from jaxtyping import Array, Float
+from scipy.spatial import cKDTree
+
+CHUNK = 256  # points evaluated at once, so that one compiled shape serves every batch
+
+
+@dataclass(frozen=True)
+class Kernels:
+    r"""Equal mixture of multivariate Student-t kernels, :math:`q(x) = \frac1m \sum_k t_\nu(x; c_k, L_k L_k^T)`.
+
+    Eighteen sharp modes in two dimensions, on which a flow alone reached an importance efficiency of 0.24, are easy for
+    kernels; in ten dimensions kernels cover next to nothing and flows do the work.
+
+    Args:
+        centres: Centres c, shape ``(m, d)``.
+        scales: Lower triangular factors L, shape ``(m, d, d)``.
+        dof: Degrees of freedom nu; a few keep the tails heavy enough to bound the weights.
+
+    Example:
+        >>> points = np.random.default_rng(0).normal(size=(1000, 2))
+        >>> kernels = Kernels.fit(jax.random.key(0), points, np.zeros(1000))
+        >>> x, log_q = kernels.sample_and_log_prob(jax.random.key(1), 10)
+        >>> x.shape, log_q.shape
+        ((10, 2), (10,))
+    """
+
+    centres: Float[np.ndarray, "m d"]
+    scales: Float[np.ndarray, "m d d"]
+    dof: float = 5.0
+
+    @classmethod
+    def fit(
+        cls,
+        key: Array,
+        points: Float[np.ndarray, "n d"],
+        log_weights: Float[np.ndarray, " n"],
+        *,
+        num_kernels: int = 1000,
+        num_neighbours: int | None = None,
+    ) -> "Kernels":
+        """Centre kernels on a systematic resample, each as wide as the cloud of its nearest neighbours.
+
+        Args:
+            key: JAX random key.
+            points: Training points, shape ``(n, d)``.
+            log_weights: Their log-weights in nats, up to a constant.
+            num_kernels: Number m of kernels.
+            num_neighbours: Points that set the covariance of a kernel; 10 d if left out.
+
+        Returns:
+            The mixture.
+        """
+        num_dims = points.shape[1]
+        weights = np.exp(log_weights - np.max(log_weights))
+        offset = float(jax.random.uniform(key))
+        comb = (np.arange(num_kernels) + offset) / num_kernels
+        chosen = np.minimum(np.searchsorted(np.cumsum(weights) / np.sum(weights), comb), len(points) - 1)
+        heavy = points[np.unique(chosen)]
+        num_neighbours = min(len(heavy) - 1, num_neighbours or 10 * num_dims)
+        _, neighbours = cKDTree(heavy).query(heavy, num_neighbours + 1)
+        offsets = heavy[neighbours] - heavy[neighbours].mean(axis=1, keepdims=True)
+        covariance = np.einsum("mki,mkj->mij", offsets, offsets) / num_neighbours
+        # A floor of 1 % of the mean local variance: neighbours on a line would make the kernel singular.
+        floor = 1e-2 * np.trace(covariance, axis1=1, axis2=2) / num_dims + 1e-300
+        covariance += floor[:, None, None] * np.eye(num_dims)
+        scales = np.linalg.cholesky(covariance)
+        index = np.searchsorted(np.unique(chosen), chosen)
+        return cls(points[chosen], scales[index])
+
+    def sample_and_log_prob(self, key: Array, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draw points, ``(n, d)``, with their log-density in nats."""
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+        num_kernels, num_dims = self.centres.shape
+        k = rng.integers(num_kernels, size=num_samples)
+        normal = rng.normal(size=(num_samples, num_dims))
+        stretch = np.sqrt(self.dof / rng.chisquare(self.dof, size=num_samples))
+        x = self.centres[k] + stretch[:, None] * np.einsum("nij,nj->ni", self.scales[k], normal)
+        return x, self.log_prob(x)
+
+    def log_prob(self, x: Float[np.ndarray, "n d"]) -> np.ndarray:
+        """Log-density in nats, shape ``(n,)``."""
+        inverses = np.linalg.inv(self.scales)
+        log_dets = np.log(np.diagonal(self.scales, axis1=1, axis2=2)).sum(axis=1)
+        chunks = np.pad(x, ((0, -len(x) % CHUNK), (0, 0))).reshape(-1, CHUNK, x.shape[1])
+        parts = [_log_prob(chunk, self.centres, inverses, log_dets, self.dof) for chunk in chunks]
+        return np.concatenate([np.zeros(0), *parts])[: len(x)]
+
+
+@jax.jit
+def _log_prob(x: Array, centres: Array, inverses: Array, log_dets: Array, dof: Array) -> Array:
+    num_kernels, num_dims = centres.shape
+    norm = gammaln((dof + num_dims) / 2) - gammaln(dof / 2) - num_dims / 2 * jnp.log(dof * jnp.pi)
+
+    def one(x: Array) -> Array:
+        distances = jnp.sum(jax.vmap(jnp.matmul)(inverses, x[None, :] - centres) ** 2, axis=1)
+        log_kernels = norm - log_dets - (dof + num_dims) / 2 * jnp.log1p(distances / dof)
+        return logsumexp(log_kernels) - jnp.log(num_kernels)
+
+    return jax.lax.map(one, x)

@@ -1,0 +1,341 @@
+"""Named parameters of a model: draws, densities, and the bijection to the latent space in which flows are trained."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Protocol, final, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from nsflow.cube import Cube
+from nsflow.distribution import as_parameter
+from nsflow.parameter import Joint, column_names
+from nsflow.precision import float64
+
+# Columns that anesthetic's nested samples own.
+RESERVED = ("logL", "logL_birth", "nlive", "insertion", "weights")
+
+Params = Mapping[str, Any]
+
+
+@runtime_checkable
+class Map(Protocol):
+    """Where a prior's values come from: `shapes` of the parameters and batched maps of all of them at once."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...  # noqa: D102
+    @property
+    def num_dims(self) -> int: ...  # noqa: D102
+    @property
+    def traceable(self) -> bool: ...  # noqa: D102
+    def forward(self, z: Array) -> dict[str, Array]: ...  # noqa: D102
+    def inverse(self, params: dict[str, Array]) -> Array: ...  # noqa: D102
+    def log_prob(self, params: dict[str, Array]) -> Array: ...  # noqa: D102
+    def latent_log_prob(self, z: Array) -> Array: ...  # noqa: D102
+    def sample(self, key: Array, n: int) -> dict[str, Array]: ...  # noqa: D102
+    def latent_sample(self, key: Array, n: int) -> Array: ...  # noqa: D102
+
+
+@final
+class Prior:
+    r"""Prior of named parameters, with a bijection between them and a latent vector :math:`z \in R^d`.
+
+    A parameter whose distribution has a quantile function :math:`F^{-1}` is :math:`x = F^{-1}(\Phi(z))`, a
+    multivariate normal is :math:`\mu + L z`: their latent prior *is* N(0, I), and hard edges vanish. Any other
+    distribution uses the bijection of its support to :math:`R^d`, with
+
+    .. math::
+        \log p(z) = \log \pi(x(z)) + \log \left| \det \frac{\partial x}{\partial z} \right|.
+
+    Every method takes one point or a batch with one leading axis or more, and works in float64. Priors are immutable.
+
+    Args:
+        distributions: Parameter name -> numpyro distribution (scalar, vector or joint) or frozen `scipy.stats`
+            distribution. Parameters are independent of each other.
+
+    Raises:
+        TypeError: If `distributions` is not a mapping from strings to distributions.
+        ValueError: If it is empty, a name cannot be a column of the result, or a distribution is improper, discrete,
+            has invalid arguments, or cannot be mapped to a latent vector.
+
+    Example:
+        >>> import jax, numpyro.distributions as dist
+        >>> prior = Prior({"a": dist.Uniform(-5, 5), "b": dist.Normal(0, 1).expand([2])})
+        >>> prior.names, prior.num_dims
+        (('a', 'b[0]', 'b[1]'), 3)
+        >>> {name: value.shape for name, value in prior.sample(jax.random.key(0), 100).items()}
+        {'a': (100,), 'b': (100, 2)}
+    """
+
+    __slots__ = ("_map", "_names", "_run")
+    _map: Map
+    _run: Mapping[str, Callable[..., Any]]
+    _names: tuple[str, ...]
+
+    @float64
+    def __init__(self, distributions: object) -> None:
+        if not isinstance(distributions, Mapping):
+            raise TypeError(
+                f"`Prior` expected a dict of parameter names and distributions; got {distributions!r}. "
+                "Write `Prior({'a': numpyro.distributions.Normal(0, 1)})`."
+            )
+        if not distributions:
+            raise ValueError("`Prior` expected at least one parameter; got an empty dict. Give each parameter a prior.")
+        for name in distributions:
+            _check_name(name)
+        self._set(Joint({name: as_parameter(name, value) for name, value in distributions.items()}))
+
+    def _set(self, source: Map) -> None:
+        names = column_names(source.shapes)
+        _check_columns(names)
+        object.__setattr__(self, "_map", source)
+        object.__setattr__(self, "_names", names)
+        object.__setattr__(self, "_run", _compiled(source))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise dataclasses.FrozenInstanceError(f"`Prior` is immutable: cannot set {name!r}. Build a new one.")
+
+    def __delattr__(self, name: str) -> None:
+        raise dataclasses.FrozenInstanceError(f"`Prior` is immutable: cannot delete {name!r}. Build a new one.")
+
+    @classmethod
+    @float64
+    def from_transform(cls, prior_transform: object, names: object) -> "Prior":
+        r"""Prior given as a transform of the unit cube, as other nested samplers take it.
+
+        .. math::
+            x = T(u), \quad u \sim U(0, 1)^d, \quad u = \Phi(z), \quad z \sim N(0, I).
+
+        The density of x is not known, so `log_prob` and `inverse` are refused; sampling does not need them.
+
+        Args:
+            prior_transform: Function of one point u, shape ``(d,)``, to the ``d`` parameters: an array of shape
+                ``(d,)``, or a dict of them. JAX or plain numpy; which of the two is found out by trying.
+            names: The ``d`` column names. Of a returned array, each is one scalar parameter; a returned dict must
+                flatten to these names (``"b[0]"``, ``"b[1]"`` for a vector ``"b"``).
+
+        Returns:
+            The prior; not `traceable` if the function needs numpy.
+
+        Raises:
+            TypeError: If `prior_transform` is not a function or `names` not a sequence of strings.
+            ValueError: If the output does not fit the names, is not finite at u = 1/2, ignores u, or is random.
+
+        Example:
+            >>> prior = Prior.from_transform(lambda u: 10 * u - 5, ["a", "b"])
+            >>> float(prior.forward(jnp.zeros(2))["a"])
+            0.0
+        """
+        if isinstance(names, str) or not isinstance(names, Sequence):
+            raise TypeError(
+                f"`Prior.from_transform` expected a list of names, one a dimension of the cube; got {names!r}. "
+                "Write `names=['a', 'b']`."
+            )
+        if not names:
+            raise ValueError("`Prior.from_transform` expected at least one name; got none. Name each dimension.")
+        for name in names:
+            _check_name(name)
+        _check_columns(tuple(names))
+        prior = object.__new__(cls)
+        prior._set(Cube(prior_transform, tuple(names)))
+        return prior
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Column names: ``"a"`` for a scalar, ``"b[0]"``, ``"C[0,1]"`` for the elements of arrays."""
+        return self._names
+
+    @property
+    def num_dims(self) -> int:
+        """Dimension d of the latent space; a simplex of k numbers counts k - 1."""
+        return self._map.num_dims
+
+    @property
+    def traceable(self) -> bool:
+        """Whether JAX can trace `forward`, `inverse` and the densities; False where scipy or numpy has a part."""
+        return self._map.traceable
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of each parameter's value, read-only."""
+        return MappingProxyType(self._map.shapes)
+
+    def __repr__(self) -> str:
+        return f"Prior(names={self.names}, num_dims={self.num_dims})"
+
+    @float64
+    def sample(self, key: Array, num_samples: int) -> dict[str, Float[Array, "..."]]:
+        """Draw from the prior: the same points as `latent_sample` with the same key.
+
+        Args:
+            key: JAX random key.
+            num_samples: Number n of points.
+
+        Returns:
+            Parameters, each of shape ``(n, *shape)``.
+        """
+        return self._run["sample"](key, num_samples)
+
+    @float64
+    def latent_sample(self, key: Array, num_samples: int) -> Float[Array, "n d"]:
+        """Draw from the prior, in the latent space.
+
+        Args:
+            key: JAX random key.
+            num_samples: Number n of points.
+
+        Returns:
+            Latent points, shape ``(n, d)``.
+        """
+        return self._run["latent_sample"](key, num_samples)
+
+    @float64
+    def forward(self, z: Float[Array | np.ndarray, "*batch d"]) -> dict[str, Float[Array, "..."]]:
+        """Map latent points to parameters.
+
+        Args:
+            z: Latent points, shape ``(..., d)``.
+
+        Returns:
+            Parameters, each of shape ``(..., *shape)``; inside the support for every finite z.
+
+        Raises:
+            ValueError: If the last axis of `z` is not of length d.
+        """
+        flat, batch = self._latent(z)
+        return {name: x.reshape((*batch, *x.shape[1:])) for name, x in self._run["forward"](flat).items()}
+
+    @float64
+    def inverse(self, params: Params) -> Float[Array, "*batch d"]:
+        """Map parameters to latent points.
+
+        Args:
+            params: Parameters, each of shape ``(..., *shape)``.
+
+        Returns:
+            Latent points, shape ``(..., d)``; finite also on the edge of the support.
+
+        Raises:
+            ValueError: If parameters are missing, unknown or of the wrong shape, or the prior is a transform.
+        """
+        flat, batch = self._params(params)
+        return self._run["inverse"](flat).reshape((*batch, self.num_dims))
+
+    @float64
+    def log_prob(self, params: Params) -> Float[Array, "*batch"]:
+        """Log density of the parameters, in nats.
+
+        Args:
+            params: Parameters, each of shape ``(..., *shape)``.
+
+        Returns:
+            Log density, shape ``(...)``; -inf outside the support.
+
+        Raises:
+            ValueError: If parameters are missing, unknown or of the wrong shape, or the prior is a transform.
+        """
+        flat, batch = self._params(params)
+        return self._run["log_prob"](flat).reshape(batch)
+
+    @float64
+    def latent_log_prob(self, z: Float[Array | np.ndarray, "*batch d"]) -> Float[Array, "*batch"]:
+        """Log density of the prior in the latent space, in nats; N(0, I) unless a parameter has no quantile function.
+
+        Args:
+            z: Latent points, shape ``(..., d)``.
+
+        Returns:
+            Log density, shape ``(...)``.
+
+        Raises:
+            ValueError: If the last axis of `z` is not of length d.
+        """
+        flat, batch = self._latent(z)
+        return self._run["latent_log_prob"](flat).reshape(batch)
+
+    @float64
+    def flatten(self, params: Params) -> Float[np.ndarray, "n columns"]:
+        """Lay the parameters out as the columns `names`.
+
+        Args:
+            params: Parameters, each of shape ``(n, *shape)``, or ``shape`` for one point.
+
+        Returns:
+            Table of shape ``(n, len(names))``.
+
+        Raises:
+            ValueError: If parameters are missing, unknown or of the wrong shape.
+        """
+        flat, _ = self._params(params)
+        return np.concatenate([np.asarray(x).reshape(len(x), -1) for x in flat.values()], axis=1)
+
+    def _latent(self, z: Any) -> tuple[Array, tuple[int, ...]]:
+        z = jnp.asarray(z, jnp.float64)
+        if z.shape[-1:] != (self.num_dims,):
+            raise ValueError(
+                f"`Prior` expected latent points of shape (..., {self.num_dims}); got shape {z.shape}. "
+                "The last axis is the latent vector."
+            )
+        return z.reshape((-1, self.num_dims)), z.shape[:-1]
+
+    def _params(self, params: Params) -> tuple[dict[str, Array], tuple[int, ...]]:
+        """Check the names and shapes and give all parameters one batch axis, in the prior's order."""
+        if set(params) != set(self.shapes):
+            raise ValueError(
+                f"`Prior` expected values of the parameters {list(self.shapes)}; got {list(params)}. Give each one."
+            )
+        arrays = {name: jnp.asarray(params[name], jnp.float64) for name in self.shapes}
+        batches = set()
+        for name, shape in self.shapes.items():
+            cut = arrays[name].ndim - len(shape)
+            if cut < 0 or arrays[name].shape[cut:] != shape:
+                raise ValueError(
+                    f"`Prior` expected shape (..., {', '.join(map(str, shape))}) of parameter {name!r}; "
+                    f"got {arrays[name].shape}. Put the batch axes first."
+                )
+            batches.add(arrays[name].shape[:cut])
+        if len(batches) > 1:
+            raise ValueError(
+                "`Prior` expected the same batch axes of every parameter; got shapes "
+                f"{ {name: x.shape for name, x in arrays.items()} }. Broadcast them first."
+            )
+        (batch,) = batches
+        size = math.prod(batch)
+        return {name: x.reshape((size, *self.shapes[name])) for name, x in arrays.items()}, batch
+
+
+def _compiled(source: Map) -> dict[str, Callable[..., Any]]:
+    """Compile the maps where JAX can: a prior of ten parameters is a hundred small operations."""
+    maps = {name: getattr(source, name) for name in ("forward", "inverse", "log_prob", "latent_log_prob")}
+    draws = {name: getattr(source, name) for name in ("sample", "latent_sample")}
+    if not source.traceable:
+        return maps | draws
+    return {name: jax.jit(f) for name, f in maps.items()} | {
+        name: jax.jit(f, static_argnums=1) for name, f in draws.items()
+    }
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"`Prior` expected strings as parameter names; got {name!r}. Quote the name.")
+    if not name.strip():
+        raise ValueError(f"`Prior` expected non-empty parameter names; got {name!r}. Name the parameter.")
+
+
+def _check_columns(names: tuple[str, ...]) -> None:
+    for name in names:
+        if name in RESERVED:
+            raise ValueError(
+                f"`Prior` expected parameter names that are free in anesthetic's tables; got {name!r}, a column of "
+                f"its own. Choose a name other than {', '.join(RESERVED)}."
+            )
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(
+            f"`Prior` expected a different name for every column; got {repeated} more than once. Elements of a vector "
+            "'b' are called 'b[0]', 'b[1]': rename the other parameter."
+        )

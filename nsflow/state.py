@@ -1,0 +1,204 @@
+"""What a run is made of: its problem, its settings, and all that the next step needs to know."""
+
+import enum
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Bool, Float
+from scipy.special import logsumexp
+
+from nsflow.evidence import Evidence, log_evidence
+from nsflow.likelihood import Likelihood, evaluate
+from nsflow.points import Points, join
+from nsflow.prior import Prior
+from nsflow.proposal import Draws, MetaProposal, Proposal, log_prob
+from nsflow.train import Training
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of the sampler; the defaults are meant for every problem.
+
+    Args:
+        ess: Effective sample size of fresh draws at which a run is finished.
+        max_calls: Likelihood calls that a run never exceeds; one that would is returned unfinished.
+        num_prior: Draws from the prior at the start.
+        num_live: Draws of each level of the ladder: the safety knob.
+        compression: Logs of the smallest and the largest share of the prior mass that a level keeps, in nats.
+        prior_share: Share of the prior among the draws of each level and round.
+        kernel_dims: Largest dimension in which kernels propose beside the flows.
+        rounds: Draws of the posterior rounds as shares of `ess`; the last round only weighs the frozen mixture.
+        max_restarts: How often an alarm in the frozen phase leads back to training.
+        ladder: How the levels are trained.
+        posterior: How the posterior rounds are trained.
+
+    Raises:
+        ValueError: If a value is out of range.
+
+    Example:
+        >>> Settings(ess=1000).num_live
+        1000
+    """
+
+    ess: float = 10_000
+    max_calls: int = 1_000_000
+    num_prior: int = 2000
+    num_live: int = 1000
+    compression: tuple[float, float] = (-2.0, -0.7)
+    prior_share: float = 0.05
+    kernel_dims: int = 8
+    rounds: tuple[float, ...] = (0.1, 0.2, 0.05)
+    max_restarts: int = 2
+    ladder: Training = field(
+        default_factory=lambda: Training(num_steps=600, patience=1, held_out=0.2)
+    )
+    posterior: Training = field(default_factory=Training)
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run could use."""
+        for name, smallest in (("ess", 2), ("max_calls", 1), ("num_prior", 100), ("num_live", 100)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not smallest <= value < np.inf:
+                raise ValueError(f"`{name}` expected a finite number of at least {smallest}; got {value!r}.")
+        if not -np.inf < self.compression[0] < self.compression[1] < 0:
+            raise ValueError(f"`compression` expected two rising negative numbers; got {self.compression!r}.")
+        if not 0 < self.prior_share <= 0.5:
+            raise ValueError(f"`prior_share` expected a number in (0, 0.5]; got {self.prior_share!r}.")
+        if not self.rounds or min(self.rounds) <= 0:
+            raise ValueError(f"`rounds` expected at least one positive share of `ess`; got {self.rounds!r}.")
+
+
+PRIOR = 0  # index of the prior among the components of a state
+
+
+class Problem(NamedTuple):
+    """What is to be computed: the likelihood of the data and the prior of its parameters."""
+
+    likelihood: Likelihood
+    prior: Prior
+
+
+class Phase(enum.StrEnum):
+    """Where a run is."""
+
+    LADDER = "ladder"
+    POSTERIOR = "posterior"
+    FROZEN = "frozen"
+    FINISHED = "finished"
+
+
+class Frozen(NamedTuple):
+    """Fresh draws of proposals that are no longer trained: what the headline rests on."""
+
+    proposal: MetaProposal
+    components: tuple[int, ...]  # which components of the state the proposal mixes
+    num_batches: int
+    draws: Draws
+    log_likelihood: Float[np.ndarray, " n"]  # nats
+    log_prior: Float[np.ndarray, " n"]  # log-density of the prior in latent space, nats
+
+    @property
+    def log_weights(self) -> Float[np.ndarray, " n"]:
+        r"""Log of :math:`L \\pi / Q`, nats."""
+        return self.log_likelihood + self.log_prior - self.draws.log_Q
+
+    @property
+    def num_draws(self) -> np.ndarray:
+        """Draws made from each component, dropped ones included."""
+        return self.num_batches * np.asarray(self.proposal.num_draws)
+
+    def estimate(self) -> Evidence:
+        """Evidence of the draws so far."""
+        return log_evidence(self.log_weights, self.draws.component, self.num_draws)
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that the next step needs. Steps return a new one; none is ever changed."""
+
+    problem: Problem
+    settings: Settings
+    phase: Phase
+    points: Points  # of the ladder and the posterior rounds
+    components: tuple[Proposal, ...]  # the prior, then every flow in the order of training
+    num_draws: tuple[int, ...]  # draws of each component among `points`
+    num_calls: int
+    nan_params: tuple[dict[str, np.ndarray], ...]  # parameters at which the likelihood was NaN
+    contours: tuple[float, ...] = (-np.inf,)  # nats; component k of the ladder was trained above contour k
+    overlap: int = 1  # first component whose density matters where points are drawn now
+    num_rounds: int = 0  # posterior rounds made
+    num_waits: int = 0  # batches drawn since the contour last moved
+    num_restarts: int = 0
+    frozen: Frozen | None = None
+
+    def add(self, *trained: Proposal) -> "State":
+        """Append newly trained components, not yet drawn from."""
+        num_draws = (*self.num_draws, *(0 for _ in trained))
+        return replace(self, components=(*self.components, *trained), num_draws=num_draws)
+
+
+def draw(key: Array, state: State, num_draws: dict[int, int], active: Bool[np.ndarray, " n"]) -> State:
+    """Draw from some components, evaluate the likelihood, and join the points to the others.
+
+    Args:
+        key: JAX random key.
+        state: The run.
+        num_draws: Component -> number of draws.
+        active: Old points that still matter, whose counted density learns of components drawn from for the first time.
+
+    Returns:
+        The run with its new points at the end of `points`.
+    """
+    proposal = MetaProposal(tuple(state.components[k] for k in num_draws), tuple(num_draws.values()))
+    draws = proposal.sample(key)
+    result = evaluate(state.problem.likelihood, state.problem.prior.forward(draws.x))
+    log_prior = np.asarray(state.problem.prior.latent_log_prob(draws.x))
+    log_q = dict(zip(num_draws, draws.log_q.T, strict=True))
+    state = count(state, num_draws, active)
+    for k in range(state.overlap, len(state.components)):
+        if k not in log_q:
+            log_q[k] = log_prob(state.components[k], draws.x)
+    new = Points(draws.x, result.log_likelihood, log_prior, _mix(state, log_q, len(draws.x)), state.points.num_prior)
+    return replace(
+        state,
+        points=join(state.points, new),
+        num_calls=state.num_calls + len(draws.x),
+        nan_params=(*state.nan_params, result.nan_params),
+    )
+
+
+def reclaim(state: State, active: Bool[np.ndarray, " n"]) -> State:
+    """Move the frozen draws to the training points; a new frozen phase will have to start from nothing."""
+    frozen = state.frozen
+    assert frozen is not None
+    num_draws = dict(zip(frozen.components, (int(n) for n in frozen.num_draws), strict=True))
+    state = count(state, num_draws, active)
+    log_q = dict(zip(frozen.components, frozen.draws.log_q.T, strict=True))
+    mixture = _mix(state, log_q, len(frozen.draws.x))
+    new = Points(frozen.draws.x, frozen.log_likelihood, frozen.log_prior, mixture, state.points.num_prior)
+    return replace(state, points=join(state.points, new), frozen=None)
+
+
+def count(state: State, num_draws: dict[int, int], active: Bool[np.ndarray, " n"]) -> State:
+    """Book draws on their components, and tell the active old points of components drawn from for the first time.
+
+    Later draws from a component of the ladder change the counted density there by a few per cent: not worth its price.
+    """
+    totals = list(state.num_draws)
+    points = state.points
+    log_flows = points.log_flows.copy()
+    for k, n in num_draws.items():
+        if totals[k] == 0 and n > 0:
+            log_q = log_prob(state.components[k], points.x[active])
+            log_flows[active] = np.logaddexp(log_flows[active], np.log(n) + log_q)
+        totals[k] += n
+    return replace(
+        state, points=points._replace(log_flows=log_flows, num_prior=totals[PRIOR]), num_draws=tuple(totals)
+    )
+
+
+def _mix(state: State, log_q: dict[int, np.ndarray], size: int) -> np.ndarray:
+    """Log of the sum of the flows' densities times their draws."""
+    flows = [np.log(state.num_draws[k]) + q for k, q in log_q.items() if k != PRIOR and state.num_draws[k] > 0]
+    return logsumexp(flows, axis=0) if flows else np.full(size, -np.inf)

@@ -1,0 +1,322 @@
+"""Values, counts and failures of likelihoods, on the host, through pools and under JAX."""
+
+import concurrent.futures
+import math
+import multiprocessing
+import multiprocessing.pool
+import pickle
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nsflow import likelihood as module
+from nsflow.likelihood import HostLikelihood, JaxLikelihood, as_likelihood, check, evaluate, require_finite
+
+PARAMS = {"a": np.arange(7.0), "b": np.arange(14.0).reshape(7, 2)}
+VALUES = -(np.arange(7.0) ** 2) - np.arange(14.0).reshape(7, 2).sum(1)
+
+
+def jax_function(params):
+    return -(params["a"] ** 2) - jnp.sum(params["b"])
+
+
+def host_function(params):
+    return -(params["a"] ** 2) - np.sum(params["b"])
+
+
+def vectorized_function(params):
+    return -(params["a"] ** 2) - np.sum(params["b"], axis=-1)
+
+
+def failing_function(params):
+    if params["a"] == 3:
+        raise ZeroDivisionError("boom")
+    return 0.0
+
+
+HOST_FUNCTIONS = pytest.mark.parametrize(
+    ("function", "vectorized"), [(host_function, False), (vectorized_function, True)], ids=["points", "vectorized"]
+)
+
+
+# ---- values
+
+
+def test_jax_values():
+    evaluation = evaluate(JaxLikelihood(jax_function), PARAMS)
+    np.testing.assert_array_equal(evaluation.log_likelihood, VALUES)
+    assert evaluation.log_likelihood.dtype == np.float64
+    assert {name: array.shape for name, array in evaluation.nan_params.items()} == {"a": (0,), "b": (0, 2)}
+
+
+@HOST_FUNCTIONS
+def test_host_values(function, vectorized):
+    evaluation = evaluate(HostLikelihood(function, vectorized=vectorized), PARAMS)
+    np.testing.assert_array_equal(evaluation.log_likelihood, VALUES)
+
+
+def test_jax_is_evaluated_in_double_precision():
+    """1e6 nats + 0.01: single precision rounds to 1/16."""
+    value = evaluate(JaxLikelihood(lambda p: p["a"] + 1e6), {"a": np.array([0.01])}).log_likelihood
+    np.testing.assert_allclose(value, 1e6 + 0.01, rtol=1e-15)
+    assert jnp.ones(1).dtype == np.float32
+
+
+def test_no_points():
+    empty = {"a": np.zeros(0), "b": np.zeros((0, 2))}
+    for likelihood in (JaxLikelihood(jax_function), HostLikelihood(host_function)):
+        assert evaluate(likelihood, empty).log_likelihood.shape == (0,)
+
+
+@HOST_FUNCTIONS
+def test_host_function_cannot_change_the_points(function, vectorized):
+    def careless(params):
+        value = function(params)
+        params["b"] *= 0
+        return value
+
+    before = PARAMS["b"].copy()
+    np.testing.assert_array_equal(
+        evaluate(HostLikelihood(careless, vectorized=vectorized), PARAMS).log_likelihood, VALUES
+    )
+    np.testing.assert_array_equal(PARAMS["b"], before)
+
+
+# ---- one row, one call
+
+
+@pytest.mark.parametrize("n", [1, 499, 500, 501, 1203])
+def test_jax_evaluates_each_row_once(n):
+    rows, shapes = [], set()
+
+    def count(a):
+        rows.extend(np.ravel(a).tolist())
+        shapes.add(np.shape(a))
+        return np.asarray(a)
+
+    def function(params):
+        shape = jax.ShapeDtypeStruct((), np.float64)
+        return jax.pure_callback(count, shape, params["a"], vmap_method="expand_dims")
+
+    values = evaluate(JaxLikelihood(function), {"a": np.arange(float(n))}).log_likelihood
+    assert sorted(rows) == list(range(n))
+    assert len(shapes) <= 2
+    np.testing.assert_array_equal(values, np.arange(n))
+
+
+@pytest.mark.parametrize("num_chunks", [1, 3, 100])
+@HOST_FUNCTIONS
+def test_host_evaluates_each_row_once(function, vectorized, num_chunks):
+    rows, lock = [], threading.Lock()
+
+    def counted(params):
+        with lock:
+            rows.extend(np.atleast_1d(params["a"]).tolist())
+        return function(params)
+
+    with multiprocessing.pool.ThreadPool(2) as pool:
+        likelihood = HostLikelihood(counted, vectorized=vectorized, pool=pool, num_chunks=num_chunks)
+        np.testing.assert_array_equal(evaluate(likelihood, PARAMS).log_likelihood, VALUES)
+    assert sorted(rows) == list(range(7))
+
+
+def test_check_counts_what_it_evaluates():
+    calls = []
+
+    def counted(params):
+        calls.append(params)
+        return 0.0
+
+    assert check(HostLikelihood(counted), PARAMS) == len(calls) == 7
+    assert check(JaxLikelihood(jax_function), PARAMS) == 0
+
+
+# ---- pools
+
+
+def test_spawned_processes():
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
+        for function, vectorized in ((host_function, False), (vectorized_function, True)):
+            likelihood = HostLikelihood(function, vectorized=vectorized, pool=pool)
+            np.testing.assert_array_equal(evaluate(likelihood, PARAMS).log_likelihood, VALUES)
+        with pytest.raises(ZeroDivisionError, match=r"boom.*failing_function.*'a': 3.0"):
+            evaluate(HostLikelihood(failing_function, pool=pool), PARAMS)
+
+
+class Futures:
+    """Like a dask Client: `map` returns futures, `gather` their values."""
+
+    def map(self, function, chunks):
+        return [lambda chunk=chunk: function(chunk) for chunk in chunks]
+
+    def gather(self, futures):
+        return [future() for future in futures]
+
+
+class Builtin:
+    map = staticmethod(map)
+
+
+@pytest.mark.parametrize("pool", [Futures(), Builtin()], ids=["gather", "lazy map"])
+def test_other_pools(pool):
+    likelihood = HostLikelihood(vectorized_function, vectorized=True, pool=pool, num_chunks=3)
+    np.testing.assert_array_equal(evaluate(likelihood, PARAMS).log_likelihood, VALUES)
+
+
+def test_worker_is_picklable():
+    task = pickle.loads(pickle.dumps(module._Task(host_function, False)))
+    np.testing.assert_array_equal(task(PARAMS), VALUES)
+
+
+# ---- NaN and infinity
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        JaxLikelihood(lambda p: jnp.where(p["a"] == 2, jnp.nan, p["a"])),
+        HostLikelihood(lambda p: np.nan if p["a"] == 2 else p["a"]),
+        HostLikelihood(lambda p: np.where(p["a"] == 2, np.nan, p["a"]), vectorized=True),
+    ],
+    ids=["jax", "points", "vectorized"],
+)
+def test_nan_becomes_impossible_and_is_recorded(likelihood):
+    log_likelihood, nan_params = evaluate(likelihood, PARAMS)
+    np.testing.assert_array_equal(log_likelihood, [0, 1, -np.inf, 3, 4, 5, 6])
+    np.testing.assert_array_equal(nan_params["a"], [2.0])
+    np.testing.assert_array_equal(nan_params["b"], [[4.0, 5.0]])
+
+
+def test_minus_infinity_is_a_value():
+    log_likelihood, nan_params = evaluate(HostLikelihood(lambda p: -np.inf), PARAMS)  # noqa: ARG005
+    assert np.all(log_likelihood == -np.inf)
+    assert len(nan_params["a"]) == 0
+
+
+@pytest.mark.parametrize(("kind", "where"), [(JaxLikelihood, jnp.where), (HostLikelihood, np.where)])
+def test_plus_infinity_is_refused_with_the_point(kind, where):
+    with pytest.raises(ValueError, match=r"\+inf at \{'a': \[4.0\], 'b': \[\[8.0, 9.0\]\]\}"):
+        evaluate(kind(lambda p: where(p["a"] == 4, np.inf, 0.0)), PARAMS)
+
+
+def test_impossible_everywhere_is_refused():
+    require_finite(np.array([-np.inf, 0.0]))
+    with pytest.raises(ValueError, match="finite log-likelihood somewhere.*all 3 draws"):
+        require_finite(np.full(3, -np.inf))
+
+
+# ---- wrong calls
+
+
+def test_as_likelihood():
+    jax_likelihood, host_likelihood = JaxLikelihood(jax_function), HostLikelihood(host_function)
+    assert as_likelihood(jax_likelihood) is jax_likelihood
+    assert as_likelihood(host_likelihood) is host_likelihood
+    assert as_likelihood(jax_function).function is jax_function
+
+
+@pytest.mark.parametrize("likelihood", [JaxLikelihood(jax_function), HostLikelihood(host_function)])
+def test_likelihoods_are_immutable(likelihood):
+    with pytest.raises(AttributeError, match="immutable"):
+        likelihood.function = None
+
+
+WRONG_CONSTRUCTIONS = {
+    "no function": (lambda: as_likelihood(3.0), TypeError, "`JaxLikelihood` expected a function.*got 3.0"),
+    "no host function": (lambda: HostLikelihood([1]), TypeError, "`HostLikelihood` expected a function"),
+    "pool without map": (lambda: HostLikelihood(host_function, pool=4), TypeError, "`map` method; got 4"),
+    "no chunks": (lambda: HostLikelihood(host_function, num_chunks=0), ValueError, "positive integer.*got 0"),
+}
+
+
+@pytest.mark.parametrize(("build", "error", "match"), WRONG_CONSTRUCTIONS.values(), ids=WRONG_CONSTRUCTIONS)
+def test_wrong_constructions_are_explained(build, error, match):
+    with pytest.raises(error, match=match):
+        build()
+
+
+def two_arguments(a, b):
+    return a + b
+
+
+def mutating(params):
+    params["b"][0] = 1.0
+    return params["b"][0]
+
+
+WRAP = r"nsflow.HostLikelihood\("
+WRONG_JAX = {
+    "signature": (two_arguments, TypeError, r"two_arguments failed.*a: \(\), b: \(2,\).*missing 1 required"),
+    "key": (lambda p: p["c"], LookupError, r"parameters a: \(\), b: \(2,\): KeyError: 'c'"),
+    "vector": (lambda p: p["b"], ValueError, r"a scalar for one point; got an array of shape \(2,\)"),
+    "complex": (lambda p: p["a"] * 1j, TypeError, "real number; got complex128"),
+    "boolean": (lambda p: p["a"] > 0, TypeError, "real number; got bool"),
+    "none": (lambda p: None, TypeError, "one real scalar; got None"),  # noqa: ARG005
+    "tuple": (lambda p: (p["a"], p["a"]), TypeError, "one real scalar"),
+    "numpy": (lambda p: np.sin(p["a"]).sum(), TypeError, WRAP),
+    "math": (lambda p: math.sin(p["a"]), TypeError, WRAP),
+    "float": (lambda p: float(p["a"]), TypeError, WRAP),
+    "branch": (lambda p: 1.0 if p["a"] > 0 else 0.0, TypeError, WRAP),
+    "loop": (lambda p: sum(range(int(p["a"]))), TypeError, WRAP),
+    "item": (lambda p: p["a"].item(), TypeError, WRAP),
+    "in place": (mutating, TypeError, WRAP),
+}
+
+
+@pytest.mark.parametrize(("function", "error", "match"), WRONG_JAX.values(), ids=WRONG_JAX)
+def test_wrong_jax_functions_are_explained(function, error, match):
+    with pytest.raises(error, match=match) as caught:
+        check(JaxLikelihood(function), PARAMS)
+    assert (match is WRAP) <= (caught.value.__cause__ is not None)
+
+
+WRONG_HOST = {
+    "signature": (two_arguments, False, TypeError, "missing 1 required.*'a': 0.0"),
+    "key": (lambda p: p["c"], False, LookupError, r"KeyError: 'c'.*at \{'a': 0.0, 'b': \["),
+    "key, vectorized": (
+        lambda p: p["c"],
+        True,
+        LookupError,
+        r"KeyError: 'c'.*7 points of.* a: \(\), b: \(2,\)",
+    ),
+    "vector": (lambda p: p["b"], False, ValueError, r"one number; got shape \(2,\).*vectorized=True"),
+    "none": (lambda p: None, False, TypeError, "real numbers; got NoneType"),  # noqa: ARG005
+    "complex": (lambda p: 1j * p["a"], False, TypeError, "real numbers; got complex128"),
+    "text": (lambda p: "0.0", False, TypeError, "real numbers; got <U3"),  # noqa: ARG005
+    "too short": (lambda p: p["a"][:3], True, ValueError, r"shape \(7,\).*got \(3,\)"),
+    "scalar": (lambda p: p["a"].sum(), True, ValueError, r"shape \(7,\).*got \(\)"),
+    "column": (lambda p: p["a"][:, None], True, ValueError, r"shape \(7,\).*got \(7, 1\)"),
+    "ragged": (lambda p: [None] * len(p["a"]), True, TypeError, "real numbers; got list"),
+}
+
+
+@pytest.mark.parametrize(("function", "vectorized", "error", "match"), WRONG_HOST.values(), ids=WRONG_HOST)
+def test_wrong_host_functions_are_explained(function, vectorized, error, match):
+    with pytest.raises(error, match=match):
+        check(HostLikelihood(function, vectorized=vectorized), PARAMS)
+
+
+class StrangeError(Exception):
+    def __init__(self, code, text):
+        super().__init__(code, text)
+
+
+def strange(params):  # noqa: ARG001
+    raise StrangeError(3, "odd")
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "match"),
+    [
+        (failing_function, ZeroDivisionError, r"boom \(raised by the likelihood failing_function at \{'a': 3.0"),
+        (strange, RuntimeError, r"StrangeError.*odd.*'a': 0.0, 'b': \[0.0, 1.0\]"),
+    ],
+)
+def test_exceptions_name_the_point(function, error, match):
+    with pytest.raises(error, match=match) as caught:
+        evaluate(HostLikelihood(function), PARAMS)
+    assert isinstance(caught.value.__cause__, (ZeroDivisionError, StrangeError))
