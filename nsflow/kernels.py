@@ -53,7 +53,8 @@ class Kernels:
             points: Training points, shape ``(n, d)``.
             log_weights: Their log-weights in nats, up to a constant.
             num_kernels: Number m of kernels.
-            num_neighbours: Points that set the covariance of a kernel; 10 d if left out.
+            num_neighbours: Points that set the covariance of a kernel; if left out 2 % of the effective number of
+                points, within d + 2 and 10 d, so that no kernel spans two modes.
 
         Returns:
             The mixture.
@@ -64,13 +65,15 @@ class Kernels:
         comb = (np.arange(num_kernels) + offset) / num_kernels
         chosen = np.minimum(np.searchsorted(np.cumsum(weights) / np.sum(weights), comb), len(points) - 1)
         heavy = points[np.unique(chosen)]
-        num_neighbours = min(len(heavy) - 1, num_neighbours or 10 * num_dims)
+        num_effective = np.sum(weights) ** 2 / np.sum(weights**2)
+        num_neighbours = num_neighbours or int(np.clip(0.02 * num_effective, num_dims + 2, 10 * num_dims))
+        num_neighbours = min(len(heavy) - 1, num_neighbours)
         _, neighbours = cKDTree(heavy).query(heavy, num_neighbours + 1)
         offsets = heavy[neighbours] - heavy[neighbours].mean(axis=1, keepdims=True)
         covariance = np.einsum("mki,mkj->mij", offsets, offsets) / num_neighbours
-        # A floor of 1 % of the mean local variance: neighbours on a line would make the kernel singular.
-        floor = 1e-2 * np.trace(covariance, axis1=1, axis2=2) / num_dims + 1e-300
-        covariance += floor[:, None, None] * np.eye(num_dims)
+        # Few neighbours know a direction's variance poorly, and on a line they would make the kernel singular.
+        roundness = num_dims / (num_dims + num_neighbours) * np.trace(covariance, axis1=1, axis2=2) / num_dims
+        covariance += (roundness + 1e-300)[:, None, None] * np.eye(num_dims)
         scales = np.linalg.cholesky(covariance)
         index = np.searchsorted(np.unique(chosen), chosen)
         return cls(points[chosen], scales[index])

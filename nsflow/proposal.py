@@ -107,8 +107,7 @@ class MetaProposal:
 
     def mix(self, log_q: Float[np.ndarray, "n j"]) -> Float[np.ndarray, " n"]:
         """Log-density of the mixture from those of its components, in nats."""
-        weights = np.asarray(self.num_draws) / sum(self.num_draws)
-        return logsumexp(log_q, axis=1, b=weights)
+        return logsumexp(log_q + np.log(np.asarray(self.num_draws) / sum(self.num_draws)), axis=1)
 
 
 def log_prob(proposal: Proposal, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
@@ -133,8 +132,7 @@ def optimal_weights(
         \min_{\alpha} \; \sum_i \frac{f_i^2}{Q_i \sum_j \alpha_j q_{ij}}, \qquad
         f = L\pi,\quad \alpha_j \ge \mathrm{floor}_j,\quad \sum_j \alpha_j = 1,
 
-    by the multiplicative update :math:`\alpha_j \leftarrow \alpha_j (g_j / \sum_k \alpha_k g_k)^{1/2}` with the
-    negative gradient g, which keeps the weights positive.
+    by the multiplicative update :math:`\alpha_j \propto \alpha_j g_j^{1/2}` with the negative gradient g.
 
     Args:
         log_q: Log-density of each component at each draw, nats.
@@ -151,12 +149,10 @@ def optimal_weights(
         He & Owen (2014), *Optimal mixture weights in multiple importance sampling*, Section 4 (the objective).
     """
     log_moment = 2 * log_target - log_Q
-    log_moment = log_moment - np.max(log_moment)
-    alpha = np.full(log_q.shape[1], 1 / log_q.shape[1])
+    log_alpha = np.full(log_q.shape[1], -np.log(log_q.shape[1]))
     for _ in range(num_iterations):
-        log_mixture = logsumexp(log_q, axis=1, b=alpha)
-        gradient = np.exp(logsumexp(log_q + (log_moment - 2 * log_mixture)[:, None], axis=0))
-        alpha = alpha * np.sqrt(gradient / np.sum(alpha * gradient))
-        alpha /= np.sum(alpha)
-    free = 1 - np.sum(floor)
-    return floor + free * alpha
+        log_mixture = logsumexp(log_q + log_alpha, axis=1)
+        log_gradient = logsumexp(log_q + (log_moment - 2 * log_mixture)[:, None], axis=0)
+        log_alpha = log_alpha + 0.5 * log_gradient
+        log_alpha = np.maximum(log_alpha - logsumexp(log_alpha), -50.0)  # a component at zero could never return
+    return floor + (1 - np.sum(floor)) * np.exp(log_alpha)

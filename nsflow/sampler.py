@@ -1,6 +1,8 @@
 """The loop: a ladder of contours, posterior rounds, and fresh draws from frozen proposals."""
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import jax
@@ -9,13 +11,15 @@ from jaxtyping import Array
 from scipy.special import logsumexp
 
 from nsflow import flow
-from nsflow.evidence import effective_sample_size
+from nsflow.evidence import Evidence, effective_sample_size, log_evidence
 from nsflow.flow import FlowInfo
 from nsflow.kernels import Kernels
-from nsflow.likelihood import check, evaluate, require_finite
+from nsflow.likelihood import Likelihood, as_likelihood, check, evaluate, require_finite
 from nsflow.points import Points, evidence_share, next_contour, truncate
 from nsflow.precision import float64
+from nsflow.prior import Prior
 from nsflow.proposal import Draws, MetaProposal, PriorProposal, Proposal, optimal_weights
+from nsflow.results import Results
 from nsflow.state import PRIOR, Frozen, Phase, Problem, Settings, State, draw, reclaim
 from nsflow.train import Training
 
@@ -96,6 +100,64 @@ def next_batch(state: State) -> int:
     return sum(state.frozen.proposal.num_draws) if state.frozen else 0
 
 
+@float64
+def run(
+    log_likelihood: Callable[..., Any] | Likelihood,
+    prior: Prior,
+    *,
+    seed: int = 0,
+    ess: float | None = None,
+    max_calls: int | None = None,
+    settings: Settings = Settings(),  # noqa: B008
+) -> Results:
+    r"""Compute evidence and posterior.
+
+    A ladder of likelihood contours finds the posterior, a few rounds train flows on it, and fresh draws from the
+    frozen mixture Q of flows and prior give the result,
+
+    .. math::
+        \hat Z = \frac1N \sum_i \frac{L(x_i)\,\pi(x_i)}{Q(x_i)}, \qquad x_i \sim Q.
+
+    Args:
+        log_likelihood: JAX function of one point, a dict of the prior's parameters, to the log-likelihood in nats; or
+            :class:`nsflow.HostLikelihood` around any Python function.
+        prior: The prior.
+        seed: Seed of all random numbers: same seed, same bits.
+        ess: Effective sample size to reach; `settings.ess` if left out.
+        max_calls: Largest number of likelihood calls; `settings.max_calls` if left out.
+        settings: Further options.
+
+    Returns:
+        The result: evidence with its error, weighted posterior, diagnostics.
+
+    Raises:
+        TypeError: If the likelihood, prior or an option is of the wrong kind.
+        ValueError: If an option is out of range, or the likelihood is unusable; see `init`.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> prior = Prior({"a": dist.Uniform(-5, 5)})
+        >>> result = run(lambda p: -0.5 * p["a"] ** 2, prior, ess=500)
+        >>> bool(abs(result.logZ - np.log(np.sqrt(2 * np.pi) / 10)) < 5 * result.logZ_err)
+        True
+    """
+    if not isinstance(prior, Prior):
+        raise TypeError(f"`run` expected `prior` to be an nsflow.Prior; got {prior!r}. Wrap it: nsflow.Prior({{...}}).")
+    if not isinstance(settings, Settings):
+        raise TypeError(f"`run` expected `settings` to be nsflow.Settings; got {settings!r}.")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+        raise ValueError(f"`run` expected `seed` to be an integer from 0 to 2**32 - 1; got {seed!r}.")
+    given = {name: value for name, value in (("ess", ess), ("max_calls", max_calls)) if value is not None}
+    settings = replace(settings, **given)
+    key = jax.random.key(seed)
+    state = init(key, Problem(as_likelihood(log_likelihood), prior), settings)
+    trace = []
+    while state.phase is not Phase.FINISHED and state.num_calls + next_batch(state) <= settings.max_calls:
+        state, info = step(jax.random.fold_in(key, len(trace) + 1), state)
+        trace.append(info)
+    return summarise(state, trace, int(seed))
+
+
 # ------------------------------------------------------------- phase 1: the ladder
 
 
@@ -103,7 +165,7 @@ def _climb(key: Array, state: State) -> tuple[State, StepInfo]:
     """Raise the contour, train on the points above it, draw."""
     settings, points = state.settings, state.points
     num_dims = state.problem.prior.num_dims
-    min_ess = max(100.0, 25.0 * num_dims)
+    min_ess = max(200.0, 25.0 * num_dims)
     contour = next_contour(points, state.contours[-1], compression=settings.compression, min_ess=min_ess)
     above = points.log_likelihood >= contour.log_likelihood
     if np.sum(above) <= 2 * num_dims or (contour.ess < 0.25 * min_ess and state.num_waits < 2):
@@ -263,6 +325,76 @@ def _restart(state: State) -> State:
     state = reclaim(state, log_weights > logsumexp(log_weights) - np.log(100 * len(log_weights)))
     num_rounds = max(0, len(state.settings.rounds) - 2)
     return replace(state, phase=Phase.POSTERIOR, num_rounds=num_rounds, num_restarts=state.num_restarts + 1)
+
+
+# ------------------------------------------------------------- the result
+
+
+def summarise(state: State, trace: Sequence[StepInfo] = (), seed: int | None = None) -> Results:
+    """Turn a state into a result, finished or not.
+
+    Args:
+        state: The run.
+        trace: What each step did.
+        seed: The seed, for the record.
+
+    Returns:
+        The result. Without a frozen phase it rests on the training points, and says so in its alarms.
+    """
+    prior, frozen = state.problem.prior, state.frozen
+    if frozen is not None and frozen.num_batches > 0:
+        x, log_likelihood, log_weights = frozen.draws.x, frozen.log_likelihood, frozen.log_weights
+        num_draws, estimate = int(np.sum(frozen.num_draws)), frozen.estimate()
+    else:
+        num_draws = sum(state.num_draws)
+        x, log_likelihood = state.points.x, state.points.log_likelihood
+        log_weights = state.points.log_posterior_weights + np.log(num_draws)
+        estimate = log_evidence(log_weights, num_draws=np.array([num_draws]))
+    finished = state.phase is Phase.FINISHED
+    return Results(
+        names=prior.names,
+        samples=prior.flatten(prior.forward(x)),
+        log_likelihood=log_likelihood,
+        log_weights=log_weights,
+        num_draws=num_draws,
+        num_calls=state.num_calls,
+        finished=finished,
+        stop_reason="ess reached" if finished else "max_calls reached",
+        alarms=_alarms(state, estimate),
+        seed=seed,
+        settings=asdict(state.settings),
+        versions={name: version(name) for name in ("nsflow", "jax", "flax", "optax", "numpyro")},
+        trace=[info._asdict() for info in trace],
+        **estimate._asdict(),
+    )
+
+
+def _alarms(state: State, estimate: Evidence) -> tuple[str, ...]:
+    """What a reader must know before trusting the evidence."""
+    alarms = []
+    if state.frozen is None or state.frozen.num_batches == 0:
+        alarms.append("no fresh draws: logZ rests on points that trained their own proposals, biased low by them")
+    if estimate.khat > 0.7:
+        alarms.append(f"k-hat = {estimate.khat:.2f} > 0.7: the weights' tail is too heavy for the quoted error")
+    if estimate.max_weight_share > 0.05:
+        alarms.append(f"one draw carries {estimate.max_weight_share:.0%} of the evidence")
+    if state.frozen is not None and state.frozen.num_batches > 0:
+        share = _prior_share(state.frozen)
+        if share > 0.05:
+            alarms.append(f"draws from the prior carry {share:.0%} of the evidence: the flows miss part of it")
+    num_nan = sum(len(next(iter(params.values()))) for params in state.nan_params if params)
+    if num_nan:
+        alarms.append(f"the likelihood was NaN at {num_nan} points, counted as -inf")
+    return tuple(alarms)
+
+
+def _prior_share(frozen: Frozen) -> float:
+    """Share of the evidence carried by draws from the prior beyond what their share of Q explains."""
+    weights = np.exp(frozen.log_weights - np.max(frozen.log_weights))
+    expected = frozen.proposal.num_draws[0] / sum(frozen.proposal.num_draws)
+    expected *= np.exp(np.minimum(frozen.draws.log_q[:, 0] - frozen.draws.log_Q, 700.0))
+    from_prior = frozen.draws.component == 0
+    return float((np.sum(weights[from_prior]) - np.sum(weights * expected)) / np.sum(weights))
 
 
 def _info(phase: Phase, state: State, fitted: FlowInfo | None) -> StepInfo:
