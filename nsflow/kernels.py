@@ -44,39 +44,39 @@ class Kernels:
         log_weights: Float[np.ndarray, " n"],
         *,
         num_kernels: int = 1000,
-        num_neighbours: int | None = None,
     ) -> "Kernels":
         """Centre kernels on a systematic resample, each as wide as the cloud of its nearest neighbours.
+
+        A cloud grows until it holds 0.7 % of the weight, or d + 2 effective points where points are few. A lone heavy
+        point fills it alone: then the spacing of the light points around sets the width, not the distance to another
+        mode.
 
         Args:
             key: JAX random key.
             points: Training points, shape ``(n, d)``.
             log_weights: Their log-weights in nats, up to a constant.
             num_kernels: Number m of kernels.
-            num_neighbours: Points that set the covariance of a kernel; if left out 2 % of the effective number of
-                points, within d + 2 and 10 d, so that no kernel spans two modes.
 
         Returns:
             The mixture.
         """
-        num_dims = points.shape[1]
+        num_points, num_dims = points.shape
         weights = np.exp(log_weights - np.max(log_weights))
-        offset = float(jax.random.uniform(key))
-        comb = (np.arange(num_kernels) + offset) / num_kernels
-        chosen = np.minimum(np.searchsorted(np.cumsum(weights) / np.sum(weights), comb), len(points) - 1)
-        heavy = points[np.unique(chosen)]
-        num_effective = np.sum(weights) ** 2 / np.sum(weights**2)
-        num_neighbours = num_neighbours or int(np.clip(0.02 * num_effective, num_dims + 2, 10 * num_dims))
-        num_neighbours = min(len(heavy) - 1, num_neighbours)
-        _, neighbours = cKDTree(heavy).query(heavy, num_neighbours + 1)
-        offsets = heavy[neighbours] - heavy[neighbours].mean(axis=1, keepdims=True)
-        covariance = np.einsum("mki,mkj->mij", offsets, offsets) / num_neighbours
+        weights = weights / np.sum(weights)
+        comb = (np.arange(num_kernels) + float(jax.random.uniform(key))) / num_kernels
+        chosen = np.minimum(np.searchsorted(np.cumsum(weights), comb), num_points - 1)
+        centres, index = np.unique(chosen, return_inverse=True)
+        enough = max(0.007, (num_dims + 2) * np.sum(weights**2))
+        _, near = cKDTree(points).query(points[centres], min(num_points, 32 * num_dims))
+        held = np.cumsum(weights[near], axis=1) - weights[near] < enough
+        member = held | (np.arange(near.shape[1]) < num_dims + 2)
+        count = np.sum(member, axis=1)
+        offsets = (points[near] - points[centres][:, None, :]) * member[:, :, None]
+        covariance = np.einsum("mki,mkj->mij", offsets, offsets) / count[:, None, None]
         # Few neighbours know a direction's variance poorly, and on a line they would make the kernel singular.
-        roundness = num_dims / (num_dims + num_neighbours) * np.trace(covariance, axis1=1, axis2=2) / num_dims
+        roundness = np.trace(covariance, axis1=1, axis2=2) / (num_dims + count)
         covariance += (roundness + 1e-300)[:, None, None] * np.eye(num_dims)
-        scales = np.linalg.cholesky(covariance)
-        index = np.searchsorted(np.unique(chosen), chosen)
-        return cls(points[chosen], scales[index])
+        return cls(points[chosen], np.linalg.cholesky(covariance)[index])
 
     def sample_and_log_prob(self, key: Array, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
         """Draw points, ``(n, d)``, with their log-density in nats."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from scipy.special import logsumexp
 from nsflow.prior import Prior
 
 
+@runtime_checkable
 class Proposal(Protocol):
     """Anything that draws latent points and knows their density; a :class:`nsflow.Flow` is one."""
 
@@ -107,7 +108,8 @@ class MetaProposal:
 
     def mix(self, log_q: Float[np.ndarray, "n j"]) -> Float[np.ndarray, " n"]:
         """Log-density of the mixture from those of its components, in nats."""
-        return logsumexp(log_q + np.log(np.asarray(self.num_draws) / sum(self.num_draws)), axis=1)
+        with np.errstate(divide="ignore"):  # a component without draws
+            return logsumexp(log_q + np.log(np.asarray(self.num_draws) / sum(self.num_draws)), axis=1)
 
 
 def log_prob(proposal: Proposal, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:

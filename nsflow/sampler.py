@@ -94,7 +94,7 @@ def step(key: Array, state: State) -> tuple[State, StepInfo]:
 def next_batch(state: State) -> int:
     """Largest number of likelihood calls that the next step can make."""
     if state.phase is Phase.LADDER:
-        return max(state.settings.num_live, _round_size(state))
+        return max(_level_size(state), _round_size(state))
     if state.phase is Phase.POSTERIOR:
         return _round_size(state)
     return sum(state.frozen.proposal.num_draws) if state.frozen else 0
@@ -165,7 +165,7 @@ def _climb(key: Array, state: State) -> tuple[State, StepInfo]:
     """Raise the contour, train on the points above it, draw."""
     settings, points = state.settings, state.points
     num_dims = state.problem.prior.num_dims
-    min_ess = max(200.0, 25.0 * num_dims)
+    min_ess = 1000.0 if _num_trained(state) == 2 else 25.0 * num_dims
     contour = next_contour(points, state.contours[-1], compression=settings.compression, min_ess=min_ess)
     above = points.log_likelihood >= contour.log_likelihood
     if np.sum(above) <= 2 * num_dims or (contour.ess < 0.25 * min_ess and state.num_waits < 2):
@@ -182,7 +182,7 @@ def _climb(key: Array, state: State) -> tuple[State, StepInfo]:
         overlap=max(1, len(state.components) - len(trained)),
         num_waits=0,
     ).add(*trained)
-    state = draw(key_draw, state, _share(state, settings.num_live, len(trained)), above)
+    state = draw(key_draw, state, _share(state, _level_size(state), len(trained)), above)
     return state, _info(Phase.LADDER, state, info)
 
 
@@ -190,7 +190,7 @@ def _wait(key: Array, state: State, active: np.ndarray) -> tuple[State, StepInfo
     """Draw once more from the newest component: too few effective points lie above the contour."""
     state = replace(state, num_waits=state.num_waits + 1)
     num_newest = 0 if len(state.components) == 1 else _num_trained(state)
-    state = draw(key, state, _share(state, state.settings.num_live, num_newest), active)
+    state = draw(key, state, _share(state, _level_size(state), num_newest), active)
     return state, _info(Phase.LADDER, state, None)
 
 
@@ -211,13 +211,22 @@ def _refine(key: Array, state: State) -> tuple[State, StepInfo]:
     state = draw(key_draw, state, _share(state, size, len(trained)), chosen)
     state = replace(state, num_rounds=state.num_rounds + 1)
     if state.num_rounds >= len(settings.rounds):
-        state = _freeze(state, state.points.select(np.arange(len(state.points.x)) >= num_before))
+        fresh = np.arange(len(state.points.x)) >= num_before
+        efficiency, frozen = _freeze(state, state.points.select(fresh))
+        if efficiency > 0.5 or state.num_rounds >= len(settings.rounds) + settings.max_extra_rounds:
+            state = replace(state, phase=Phase.FROZEN, frozen=frozen)
     return state, _info(Phase.POSTERIOR, state, info)
 
 
+def _level_size(state: State) -> int:
+    return state.settings.num_live or 1000 * _num_trained(state)
+
+
 def _round_size(state: State) -> int:
+    """The planned rounds, then extra ones as large as the largest."""
     rounds = state.settings.rounds
-    return max(500, round(rounds[min(state.num_rounds, len(rounds) - 1)] * state.settings.ess))
+    share = rounds[state.num_rounds] if state.num_rounds < len(rounds) else max(rounds)
+    return max(500, round(share * state.settings.ess))
 
 
 def _broad(state: State) -> int:
@@ -231,7 +240,7 @@ def _share(state: State, size: int, num_newest: int) -> dict[int, int]:
     last = len(state.components) - 1
     num_prior = round(state.settings.prior_share * size)
     shares = {PRIOR: num_prior} | ({_broad(state): num_prior} if state.phase is Phase.POSTERIOR else {})
-    shares |= dict.fromkeys(range(last + 1 - num_newest, last), round(0.3 * size))
+    shares |= dict.fromkeys(range(last + 1 - num_newest, last), round(0.4 * size))
     shares[last] = shares.get(last, 0) + size - sum(shares.values())
     return shares
 
@@ -255,8 +264,8 @@ def _train(
 # ------------------------------------------------------------- phase 3: frozen proposals
 
 
-def _freeze(state: State, pilot: Points) -> State:
-    """Weigh the frozen mixture on points that trained none of its components."""
+def _freeze(state: State, pilot: Points) -> tuple[float, Frozen]:
+    """Weigh the frozen mixture on points that trained none of its components; predict its ESS per draw."""
     newest, broad = len(state.components), _broad(state)
     candidates = sorted({PRIOR, broad, *range(max(newest - 2 * _num_trained(state), 0), newest)})
     floor = [PRIOR_FLOOR if k == PRIOR else BROAD_FLOOR if k == broad else 0.0 for k in candidates]
@@ -264,6 +273,8 @@ def _freeze(state: State, pilot: Points) -> State:
     log_target = pilot.log_likelihood + pilot.log_prior
     log_Q = pilot.log_prior - pilot.log_prior_weights
     weights = optimal_weights(log_q, log_target, log_Q, floor=np.array(floor))
+    log_moment = 2 * log_target - log_Q - logsumexp(log_q + np.log(weights), axis=1)
+    efficiency = np.exp(2 * logsumexp(log_target - log_Q) - logsumexp(log_moment) - np.log(len(log_Q)))
     # A component of less than 5 % beyond its floor gains less than the evaluation of its density costs.
     kept = [(k, w) for k, w, f in zip(candidates, weights, floor, strict=True) if f > 0 or w > 0.05]
     size = np.clip(state.settings.ess / 10, 200, 2000) / sum(w for _, w in kept)
@@ -271,7 +282,7 @@ def _freeze(state: State, pilot: Points) -> State:
     proposal = MetaProposal.of(state.components, indices, tuple(max(2, round(size * w)) for _, w in kept))
     nothing = np.zeros(0)
     draws = Draws(np.zeros((0, pilot.x.shape[1])), np.zeros(0, int), nothing, np.zeros((0, len(kept))))
-    return replace(state, phase=Phase.FROZEN, frozen=Frozen(proposal, indices, 0, draws, nothing, nothing))
+    return float(efficiency), Frozen(proposal, indices, 0, draws, nothing, nothing)
 
 
 def _draw_frozen(key: Array, state: State) -> tuple[State, StepInfo]:

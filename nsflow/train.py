@@ -107,7 +107,7 @@ def fit(
         )
         losses.append(float(loss))
         scores.append(score(state.average))
-        if scores[-1] >= np.nanmax(scores):
+        if int(np.nanargmax(scores)) == look:
             best = state.average
         if look - int(np.nanargmax(scores)) >= training.patience:
             break
