@@ -17,7 +17,7 @@ from nsflow.parameter import Joint, column_names
 from nsflow.precision import float64
 
 # Columns that anesthetic's nested samples own.
-RESERVED = ("logL", "logL_birth", "nlive", "insertion", "weights")
+RESERVED = ("logL", "logL_birth", "log_weights", "nlive", "insertion", "weights")
 
 Params = Mapping[str, Any]
 

@@ -79,7 +79,7 @@ class MetaProposal:
         cls, components: Sequence[Proposal], indices: Sequence[int], num_draws: Sequence[int] | None = None
     ) -> "MetaProposal":
         """Mixture of some of the components, in equal parts unless the draws of each are given."""
-        return cls(tuple(components[k] for k in indices), tuple(num_draws or [1] * len(indices)))
+        return cls(tuple(components[k] for k in indices), tuple([1] * len(indices) if num_draws is None else num_draws))
 
     def sample(self, key: Array) -> Draws:
         """Draw one batch.

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, no_type_check
 
 import jax
 import numpy as np
@@ -100,13 +100,14 @@ def next_batch(state: State) -> int:
     return sum(state.frozen.proposal.num_draws) if state.frozen else 0
 
 
+@no_type_check  # its own messages come before a run-time checker's
 @float64
 def run(
     log_likelihood: Callable[..., Any] | Likelihood,
     prior: Prior,
     *,
     seed: int = 0,
-    ess: float | None = None,
+    ess: int | float | None = None,
     max_calls: int | None = None,
     settings: Settings = Settings(),  # noqa: B008
 ) -> Results:
@@ -149,6 +150,11 @@ def run(
         raise ValueError(f"`run` expected `seed` to be an integer from 0 to 2**32 - 1; got {seed!r}.")
     given = {name: value for name, value in (("ess", ess), ("max_calls", max_calls)) if value is not None}
     settings = replace(settings, **given)
+    if settings.max_calls < settings.num_prior + 3:
+        raise ValueError(
+            f"`max_calls` must allow the {settings.num_prior} first draws from the prior; got {settings.max_calls}. "
+            "Raise it, or lower `Settings.num_prior`."
+        )
     key = jax.random.key(seed)
     state = init(key, Problem(as_likelihood(log_likelihood), prior), settings)
     trace = []
@@ -206,13 +212,12 @@ def _refine(key: Array, state: State) -> tuple[State, StepInfo]:
     key_fit, key_draw = jax.random.split(key)
     trained, info = _train(key_fit, state, state.points.x[chosen], log_weights[chosen], settings.posterior)
     num_before = len(log_weights)
-    size = _round_size(state)
-    state = state.add(*trained)
-    state = draw(key_draw, state, _share(state, size, len(trained)), chosen)
+    num_draws = _share(state.add(*trained), _round_size(state), len(trained))
+    state = draw(key_draw, state.add(*trained), num_draws, chosen)
     state = replace(state, num_rounds=state.num_rounds + 1)
     if state.num_rounds >= len(settings.rounds):
         fresh = np.arange(len(state.points.x)) >= num_before
-        efficiency, frozen = _freeze(state, state.points.select(fresh))
+        efficiency, frozen = _freeze(state, state.points.select(fresh), num_draws)
         if efficiency > 0.5 or state.num_rounds >= len(settings.rounds) + settings.max_extra_rounds:
             state = replace(state, phase=Phase.FROZEN, frozen=frozen)
     return state, _info(Phase.POSTERIOR, state, info)
@@ -264,14 +269,15 @@ def _train(
 # ------------------------------------------------------------- phase 3: frozen proposals
 
 
-def _freeze(state: State, pilot: Points) -> tuple[float, Frozen]:
-    """Weigh the frozen mixture on points that trained none of its components; predict its ESS per draw."""
+def _freeze(state: State, pilot: Points, num_draws: dict[int, int]) -> tuple[float, Frozen]:
+    """Weigh the frozen mixture on fresh points that trained none of its components; predict its ESS per draw."""
     newest, broad = len(state.components), _broad(state)
-    candidates = sorted({PRIOR, broad, *range(max(newest - 2 * _num_trained(state), 0), newest)})
+    candidates = sorted({PRIOR, broad, *num_draws, *range(max(newest - 2 * _num_trained(state), 0), newest)})
     floor = [PRIOR_FLOOR if k == PRIOR else BROAD_FLOOR if k == broad else 0.0 for k in candidates]
     log_q = MetaProposal.of(state.components, candidates).log_prob_each(pilot.x)
     log_target = pilot.log_likelihood + pilot.log_prior
-    log_Q = pilot.log_prior - pilot.log_prior_weights
+    drawn = np.array([num_draws.get(k, 0) for k in candidates])
+    log_Q = MetaProposal.of(state.components, candidates, drawn).mix(log_q)
     weights = optimal_weights(log_q, log_target, log_Q, floor=np.array(floor))
     log_moment = 2 * log_target - log_Q - logsumexp(log_q + np.log(weights), axis=1)
     efficiency = np.exp(2 * logsumexp(log_target - log_Q) - logsumexp(log_moment) - np.log(len(log_Q)))
@@ -327,7 +333,7 @@ def _needs_training(frozen: Frozen) -> bool:
         return False
     estimate = frozen.estimate()
     efficiency = estimate.ess / np.sum(frozen.num_draws)
-    return estimate.khat > 0.7 and estimate.max_weight_share > 0.01 or efficiency < 0.1
+    return bool((estimate.khat > 0.7 and estimate.max_weight_share > 0.01) or efficiency < 0.1)
 
 
 def _restart(state: State) -> State:

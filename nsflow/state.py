@@ -43,7 +43,7 @@ class Settings:
         1000000
     """
 
-    ess: float = 10_000
+    ess: int | float = 10_000
     max_calls: int = 1_000_000
     num_prior: int = 2000
     num_live: int | None = None

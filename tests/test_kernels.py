@@ -1,0 +1,94 @@
+"""Mixtures of Student-t kernels: their density, their draws, and where they stand."""
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+from nsflow.kernels import Kernels
+
+FALSE_ALARM = 1e-5  # chance that a correct nsflow fails any one statistical test in this file
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def random_kernels(num_kernels, num_dims, dof=5.0):
+    rng = np.random.default_rng(num_kernels)
+    scales = np.tril(0.5 * rng.normal(size=(num_kernels, num_dims, num_dims)), -1)
+    scales[:, range(num_dims), range(num_dims)] = rng.uniform(0.3, 1.5, (num_kernels, num_dims))
+    return Kernels(2 * rng.normal(size=(num_kernels, num_dims)), scales, dof)
+
+
+@pytest.mark.parametrize(("num_dims", "dof"), [(1, 5.0), (3, 5.0), (3, 2.0)])
+def test_one_kernel_is_the_multivariate_t(num_dims, dof):
+    kernels = random_kernels(1, num_dims, dof)
+    (centre,), (scale,) = kernels.centres, kernels.scales
+    x = 3 * np.random.default_rng(0).normal(size=(300, num_dims))
+    expected = stats.multivariate_t(centre, scale @ scale.T, df=dof).logpdf(x)
+    np.testing.assert_allclose(kernels.log_prob(x), expected, rtol=1e-10)
+
+
+def test_density_integrates_to_one():
+    """On a grid of x = sinh u, which reaches the heavy tails."""
+    axis, step = np.linspace(-6, 6, 201, retstep=True)
+    u = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    q = np.exp(random_kernels(7, 2).log_prob(np.sinh(u)))
+    assert np.sum(q * np.prod(np.cosh(u), axis=1)) * step**2 == pytest.approx(1, abs=1e-4)
+
+
+def test_draws_follow_the_density():
+    """E_q[p/q] = 1 for a normal p in reach of the kernels, in the mean and away from it."""
+    kernels = random_kernels(7, 2)
+    x, log_q = kernels.sample_and_log_prob(jax.random.key(0), 20_000)
+    np.testing.assert_array_equal(log_q, kernels.log_prob(x))
+    for mean in ([0.0, 0.0], [2.0, -2.0]):
+        weights = np.exp(stats.multivariate_normal(mean, np.eye(2)).logpdf(x) - log_q)
+        error = np.std(weights) / np.sqrt(len(weights))
+        assert error < 0.05
+        assert 2 * stats.norm.sf(abs(np.mean(weights) - 1) / error) > FALSE_ALARM
+
+
+def test_draws_follow_the_key_and_their_number():
+    kernels = random_kernels(3, 2)
+    first, again, other = (kernels.sample_and_log_prob(jax.random.key(seed), 10)[0] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.any(first == other)
+    assert [len(kernels.sample_and_log_prob(jax.random.key(0), n)[1]) for n in (0, 1, 300)] == [0, 1, 300]
+
+
+def test_kernels_stand_on_points_in_proportion_to_their_weight():
+    """A systematic resample: each point gets floor(m w) or ceil(m w) kernels, a point of weight zero none."""
+    rng = np.random.default_rng(0)
+    points, log_weights = rng.normal(size=(200, 2)), rng.normal(size=200)
+    log_weights[:50] = -np.inf
+    kernels = Kernels.fit(jax.random.key(0), points, log_weights + 1e6, num_kernels=1000)
+    expected = 1000 * np.exp(log_weights) / np.exp(log_weights).sum()
+    counts = np.sum(np.all(kernels.centres[:, None] == points, axis=2), axis=0)
+    assert kernels.centres.shape == (1000, 2)
+    assert np.all(np.abs(counts - expected) < 1)
+
+
+def test_kernels_do_not_span_two_modes():
+    """Two modes of width 0.01 at distance 10: every kernel is as narrow as its own."""
+    points = 0.01 * np.random.default_rng(0).normal(size=(2000, 2)) + np.repeat([[-5.0, 0.0], [5.0, 0.0]], 1000, axis=0)
+    kernels = Kernels.fit(jax.random.key(0), points, np.zeros(2000))
+    assert np.linalg.norm(kernels.scales, axis=(1, 2)).max() < 0.1
+
+
+def test_kernels_follow_the_shape_of_their_points():
+    """The mixture on draws of a correlated normal is an efficient proposal for it."""
+    normal = stats.multivariate_normal([1.0, -2.0], [[1.0, 0.9], [0.9, 1.0]])
+    kernels = Kernels.fit(jax.random.key(0), normal.rvs(2000, random_state=0), np.zeros(2000))
+    x, log_q = kernels.sample_and_log_prob(jax.random.key(1), 4000)
+    weights = np.exp(normal.logpdf(x) - log_q)
+    assert np.mean(weights) ** 2 / np.mean(weights**2) > 0.5
+
+
+def test_points_on_a_line_give_kernels_of_full_rank():
+    points = np.linspace(0, 1, 100)[:, None] * np.array([1.0, 2.0])
+    kernels = Kernels.fit(jax.random.key(0), points, np.zeros(100), num_kernels=50)
+    assert np.all(np.isfinite(kernels.log_prob(points)))
