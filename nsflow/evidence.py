@@ -65,7 +65,9 @@ def log_evidence(
     first = np.bincount(component, weights, len(num_draws))
     second = np.bincount(component, weights**2, len(num_draws))
     # n_j var_j: a stratum with one draw tells no variance; its square stands in, which can only widen the error.
-    spread = np.where(num_draws > 1, (second - first**2 / np.maximum(num_draws, 1)) / np.maximum(num_draws - 1, 1), second)
+    spread = np.where(
+        num_draws > 1, (second - first**2 / np.maximum(num_draws, 1)) / np.maximum(num_draws - 1, 1), second
+    )
     error = np.sqrt(np.sum(num_draws * np.maximum(spread, 0.0)))
     return Evidence(
         logZ=float(top + np.log(np.sum(first) / total)),
@@ -136,7 +138,9 @@ def _generalised_pareto_shape(x: np.ndarray) -> float:
     n = len(x)
     num_grid = 30 + int(np.sqrt(n))
     quartile = x[int(n / 4 + 0.5) - 1]
-    theta = 1 / x[-1] + (1 - np.sqrt(num_grid / (np.arange(1, num_grid + 1) - 0.5))) / (3 * max(quartile, 1e-12 * x[-1]))
+    theta = 1 / x[-1] + (1 - np.sqrt(num_grid / (np.arange(1, num_grid + 1) - 0.5))) / (
+        3 * max(quartile, 1e-12 * x[-1])
+    )
     k = np.mean(np.log1p(-theta[:, None] * x), axis=1)
     log_likelihood = n * (np.log(-theta / k) - k - 1)
     weights = np.exp(log_likelihood - np.max(log_likelihood))

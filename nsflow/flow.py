@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.scipy.linalg import solve_triangular
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
@@ -29,9 +30,7 @@ class Preimage(NamedTuple):
     log_prob: Array  # (), log-density of the given point in nats; NaN where Newton's method did not converge
 
 
-@partial(
-    jax.tree_util.register_dataclass, data_fields=("velocity", "mean", "scale", "num_steps"), meta_fields=()
-)
+@partial(jax.tree_util.register_dataclass, data_fields=("velocity", "mean", "scale", "num_steps"), meta_fields=())
 @dataclass(frozen=True)
 class Flow:
     r"""Distribution of :math:`x = \mu + L\,T(z)`, where z is standard normal and T solves an ODE in K steps.
@@ -71,9 +70,7 @@ class Flow:
     num_steps: Any
 
     @classmethod
-    def from_velocity(
-        cls, velocity: Callable[[Array, Array], Array], num_dims: int, *, num_steps: int = 8
-    ) -> "Flow":
+    def from_velocity(cls, velocity: Callable[[Array, Array], Array], num_dims: int, *, num_steps: int = 8) -> "Flow":
         """Flow of a given field from the standard normal, without whitening.
 
         Args:
@@ -154,7 +151,7 @@ def _base_chunk(key: Array, num_dims: int) -> Array:
 
 def _by_chunks(function: Callable, flow: Flow, x: Any) -> Any:
     """Apply a jitted function to chunks of one fixed size; the last is filled up with the flow's centre."""
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, Tracer):
         return function(flow, x)
     x = np.asarray(x)
     if x.ndim != 2 or x.shape[1] != flow.num_dims:

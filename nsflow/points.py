@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.special import logsumexp
 
 
 class Points(NamedTuple):
@@ -32,12 +31,14 @@ class Points(NamedTuple):
 
     def select(self, chosen: Bool[np.ndarray, " n"]) -> "Points":
         """Keep some of the points."""
-        return Points(*(column[chosen] for column in self[:4]), self.num_prior)
+        x, log_likelihood, log_prior, log_flows = (column[chosen] for column in self[:4])
+        return Points(x, log_likelihood, log_prior, log_flows, self.num_prior)
 
 
 def join(first: Points, second: Points) -> Points:
     """Append points; the prior's draws are those of `first`."""
-    return Points(*(np.concatenate(pair) for pair in zip(first[:4], second[:4], strict=True)), first.num_prior)
+    x, log_likelihood, log_prior, log_flows = (np.concatenate(pair) for pair in zip(first[:4], second[:4], strict=True))
+    return Points(x, log_likelihood, log_prior, log_flows, first.num_prior)
 
 
 class Contour(NamedTuple):
@@ -81,7 +82,7 @@ def evidence_share(points: Points, contour: float) -> float:
     """Share of the evidence above a contour, as the points see it."""
     log_weights = points.log_posterior_weights
     above = points.log_likelihood >= contour
-    return float(np.exp(logsumexp(log_weights[above]) - logsumexp(log_weights)))
+    return float(np.exp(np.logaddexp.reduce(log_weights[above]) - np.logaddexp.reduce(log_weights)))
 
 
 def truncate(log_weights: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -101,4 +102,4 @@ def truncate(log_weights: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         Ionides (2008), *Truncated Importance Sampling*, Eq. 2.
     """
     n = np.sum(log_weights > -np.inf)
-    return np.minimum(log_weights, logsumexp(log_weights) - 0.5 * np.log(n))
+    return np.minimum(log_weights, np.logaddexp.reduce(log_weights) - 0.5 * np.log(n))

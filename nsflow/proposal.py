@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy.special import logsumexp
 
 from nsflow.prior import Prior
 
@@ -76,10 +75,13 @@ class MetaProposal:
 
     @classmethod
     def of(
-        cls, components: Sequence[Proposal], indices: Sequence[int], num_draws: Sequence[int] | None = None
+        cls, components: Sequence[Proposal], indices: Sequence[int], num_draws: Sequence[int] | np.ndarray | None = None
     ) -> "MetaProposal":
         """Mixture of some of the components, in equal parts unless the draws of each are given."""
-        return cls(tuple(components[k] for k in indices), tuple([1] * len(indices) if num_draws is None else num_draws))
+        return cls(
+            tuple(components[k] for k in indices),
+            tuple([1] * len(indices) if num_draws is None else (int(n) for n in num_draws)),
+        )
 
     def sample(self, key: Array) -> Draws:
         """Draw one batch.
@@ -109,7 +111,7 @@ class MetaProposal:
     def mix(self, log_q: Float[np.ndarray, "n j"]) -> Float[np.ndarray, " n"]:
         """Log-density of the mixture from those of its components, in nats."""
         with np.errstate(divide="ignore"):  # a component without draws
-            return logsumexp(log_q + np.log(np.asarray(self.num_draws) / sum(self.num_draws)), axis=1)
+            return np.logaddexp.reduce(log_q + np.log(np.asarray(self.num_draws) / sum(self.num_draws)), axis=1)
 
 
 def log_prob(proposal: Proposal, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
@@ -153,8 +155,10 @@ def optimal_weights(
     log_moment = 2 * log_target - log_Q
     log_alpha = np.full(log_q.shape[1], -np.log(log_q.shape[1]))
     for _ in range(num_iterations):
-        log_mixture = logsumexp(log_q + log_alpha, axis=1)
-        log_gradient = logsumexp(log_q + (log_moment - 2 * log_mixture)[:, None], axis=0)
+        log_mixture = np.logaddexp.reduce(log_q + log_alpha, axis=1)
+        log_gradient = np.logaddexp.reduce(log_q + (log_moment - 2 * log_mixture)[:, None], axis=0)
         log_alpha = log_alpha + 0.5 * log_gradient
-        log_alpha = np.maximum(log_alpha - logsumexp(log_alpha), -50.0)  # a component at zero could never return
+        log_alpha = np.maximum(
+            log_alpha - np.logaddexp.reduce(log_alpha), -50.0
+        )  # a component at zero could never return
     return floor + (1 - np.sum(floor)) * np.exp(log_alpha)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, no_type_check
 import jax
 import numpy as np
 from jaxtyping import Array
-from scipy.special import logsumexp
 
 from nsflow import flow
 from nsflow.evidence import Evidence, effective_sample_size, log_evidence
@@ -208,7 +207,7 @@ def _refine(key: Array, state: State) -> tuple[State, StepInfo]:
     settings = state.settings
     log_weights = state.points.log_posterior_weights
     # Points of a weight below 1 % of the average are most of the ladder and none of the posterior.
-    chosen = log_weights > logsumexp(log_weights) - np.log(100 * len(log_weights))
+    chosen = log_weights > np.logaddexp.reduce(log_weights) - np.log(100 * len(log_weights))
     key_fit, key_draw = jax.random.split(key)
     trained, info = _train(key_fit, state, state.points.x[chosen], log_weights[chosen], settings.posterior)
     num_before = len(log_weights)
@@ -279,8 +278,10 @@ def _freeze(state: State, pilot: Points, num_draws: dict[int, int]) -> tuple[flo
     drawn = np.array([num_draws.get(k, 0) for k in candidates])
     log_Q = MetaProposal.of(state.components, candidates, drawn).mix(log_q)
     weights = optimal_weights(log_q, log_target, log_Q, floor=np.array(floor))
-    log_moment = 2 * log_target - log_Q - logsumexp(log_q + np.log(weights), axis=1)
-    efficiency = np.exp(2 * logsumexp(log_target - log_Q) - logsumexp(log_moment) - np.log(len(log_Q)))
+    log_moment = 2 * log_target - log_Q - np.logaddexp.reduce(log_q + np.log(weights), axis=1)
+    efficiency = np.exp(
+        2 * np.logaddexp.reduce(log_target - log_Q) - np.logaddexp.reduce(log_moment) - np.log(len(log_Q))
+    )
     # A component of less than 5 % beyond its floor gains less than the evaluation of its density costs.
     kept = [(k, w) for k, w, f in zip(candidates, weights, floor, strict=True) if f > 0 or w > 0.05]
     size = np.clip(state.settings.ess / 10, 200, 2000) / sum(w for _, w in kept)
@@ -339,7 +340,7 @@ def _needs_training(frozen: Frozen) -> bool:
 def _restart(state: State) -> State:
     """Give the frozen draws to training and repeat the last two rounds."""
     log_weights = state.points.log_posterior_weights
-    state = reclaim(state, log_weights > logsumexp(log_weights) - np.log(100 * len(log_weights)))
+    state = reclaim(state, log_weights > np.logaddexp.reduce(log_weights) - np.log(100 * len(log_weights)))
     num_rounds = max(0, len(state.settings.rounds) - 2)
     return replace(state, phase=Phase.POSTERIOR, num_rounds=num_rounds, num_restarts=state.num_restarts + 1)
 
@@ -421,7 +422,7 @@ def _info(phase: Phase, state: State, fitted: FlowInfo | None) -> StepInfo:
         str(phase),
         state.num_calls,
         state.contours[-1],
-        float(logsumexp(log_weights)),
+        float(np.logaddexp.reduce(log_weights)),
         effective_sample_size(log_weights),
         held_out,
         is_gaussian,

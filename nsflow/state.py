@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Float
-from scipy.special import logsumexp
 
 from nsflow.evidence import Evidence, log_evidence
 from nsflow.likelihood import Likelihood, evaluate
@@ -53,9 +52,7 @@ class Settings:
     rounds: tuple[float, ...] = (0.1, 0.2, 0.05)
     max_extra_rounds: int = 3
     max_restarts: int = 2
-    ladder: Training = field(
-        default_factory=lambda: Training(num_steps=600, patience=1, held_out=0.2)
-    )
+    ladder: Training = field(default_factory=lambda: Training(num_steps=600, patience=1, held_out=0.2))
     posterior: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
@@ -195,16 +192,14 @@ def count(state: State, num_draws: dict[int, int], active: Bool[np.ndarray, " n"
             log_q = log_prob(state.components[k], points.x[active])
             log_flows[active] = np.logaddexp(log_flows[active], np.log(n) + log_q)
         totals[k] += n
-    return replace(
-        state, points=points._replace(log_flows=log_flows, num_prior=totals[PRIOR]), num_draws=tuple(totals)
-    )
+    return replace(state, points=points._replace(log_flows=log_flows, num_prior=totals[PRIOR]), num_draws=tuple(totals))
 
 
 def _mix(state: State, log_q: dict[int, np.ndarray], x: np.ndarray) -> np.ndarray:
-    """Log of the sum of the flows' densities times their draws; densities not at hand are evaluated where they matter."""
+    """Log of the sum of the flows' densities times their draws, evaluating those that matter and are not at hand."""
     log_q = {k: q for k, q in log_q.items() if k != PRIOR}
     for k in range(state.overlap, len(state.components)):
         if k not in log_q and state.num_draws[k] > 0:
             log_q[k] = log_prob(state.components[k], x)
     terms = [np.log(state.num_draws[k]) + q for k, q in log_q.items() if state.num_draws[k] > 0]
-    return logsumexp(terms, axis=0) if terms else np.full(len(x), -np.inf)
+    return np.logaddexp.reduce(terms, axis=0) if terms else np.full(len(x), -np.inf)

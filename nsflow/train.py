@@ -92,7 +92,7 @@ def fit(
     """
     points, quantiles = _pad(np.asarray(points, np.float32), log_weights)
     rates = _learning_rates(training)
-    state = _State(velocity, velocity, OPTIMIZER.init(velocity))
+    state = _State(velocity, velocity, OPTIMIZER.init(velocity))  # pyright: ignore[reportArgumentType]
     best, losses, scores = velocity, [], [score_now]
     for look in range(1, len(rates) + 1):
         state, loss = _train_steps(
@@ -111,7 +111,7 @@ def fit(
             best = state.average
         if look - int(np.nanargmax(scores)) >= training.patience:
             break
-    info = TrainingInfo(look * training.steps_per_score, tuple(losses), tuple(scores), int(np.nanargmax(scores)))
+    info = TrainingInfo(len(losses) * training.steps_per_score, tuple(losses), tuple(scores), int(np.nanargmax(scores)))
     return best, info
 
 

@@ -56,7 +56,8 @@ class Architecture:
         width: Units of each hidden layer.
         depth: Number of hidden layers.
         frequencies: Angular frequencies of the sines and cosines of each whitened coordinate. They raised the
-            importance efficiency of the eggbox's eighteen modes from 0.002 to 0.24, of a 10-d LogGamma from 0.62 to 0.70.
+            importance efficiency on the eighteen modes of the eggbox from 0.002 to 0.24, and on a 10-d LogGamma from
+            0.62 to 0.70.
         time_frequencies: The same for time, in units of pi.
     """
 
