@@ -67,9 +67,9 @@ class Kernels:
         chosen = np.minimum(np.searchsorted(np.cumsum(weights), comb), num_points - 1)
         centres, index = np.unique(chosen, return_inverse=True)
         enough = max(0.007, (num_dims + 2) * np.sum(weights**2))
-        _, near = KDTree(points).query(points[centres], min(num_points, 32 * num_dims))
+        near: np.ndarray = np.asarray(KDTree(points).query(points[centres], min(num_points, 32 * num_dims))[1])
         held = np.cumsum(weights[near], axis=1) - weights[near] < enough
-        member = held | (np.arange(np.shape(near)[1]) < num_dims + 2)
+        member = held | (np.arange(near.shape[-1]) < num_dims + 2)
         count = np.sum(member, axis=1)
         offsets = (points[near] - points[centres][:, None, :]) * member[:, :, None]
         covariance = np.einsum("mki,mkj->mij", offsets, offsets) / count[:, None, None]

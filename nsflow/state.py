@@ -48,7 +48,7 @@ class Settings:
     num_live: int | None = None
     compression: tuple[float, float] = (-2.0, -0.7)
     prior_share: float = 0.05
-    kernel_dims: int = 8
+    kernel_dims: int = 6
     rounds: tuple[float, ...] = (0.1, 0.2, 0.05)
     max_extra_rounds: int = 3
     max_restarts: int = 2
