@@ -11,14 +11,18 @@ import nsflow
 from nsflow.points import Points
 from nsflow.sampler import next_batch, summarise
 from nsflow.state import Phase
+from nsflow.velocity import Architecture
 from tests import targets
 
 FALSE_ALARM = 1e-4  # chance that a correct nsflow fails any one statistical test of this file; the seeds are fixed
+SMALL = Architecture(width=32, depth=2)
 QUICK = nsflow.Settings(
     ess=1000,
+    num_prior=1000,
     num_live=500,
-    ladder=nsflow.Training(num_steps=200, patience=1, held_out=0.2),
-    posterior=nsflow.Training(num_steps=400),
+    rounds=(0.5, 0.5),
+    ladder=nsflow.Training(architecture=SMALL, num_steps=200, patience=1, held_out=0.2, integration_steps=4),
+    posterior=nsflow.Training(architecture=SMALL, num_steps=400, integration_steps=4),
 )
 
 
@@ -90,7 +94,7 @@ def test_host_likelihood_agrees_and_every_point_is_counted():
     assert abs(result.logZ - targets.two_modes().logZ) < 5 * result.logZ_err
 
 
-@pytest.mark.parametrize("max_calls", [2100, 4000, 6500])
+@pytest.mark.parametrize("max_calls", [1100, 2000, 3500])
 def test_cap_on_calls_is_kept_and_marked(max_calls):
     log_likelihood, prior, _ = targets.gaussian()
     result = nsflow.run(log_likelihood, prior, ess=1e5, max_calls=max_calls, settings=QUICK)
@@ -126,7 +130,7 @@ def test_steps_are_pure_and_batches_announced():
 def test_training_points_estimate_the_evidence_too():
     """A guide only: the counted densities make even the ladder's estimate right to its training bias."""
     log_likelihood, prior, logZ = targets.gaussian()
-    result = nsflow.run(log_likelihood, prior, max_calls=7000, ess=1e6, settings=QUICK)
+    result = nsflow.run(log_likelihood, prior, max_calls=5000, ess=1e6, settings=QUICK)
     assert result.logZ == pytest.approx(logZ, abs=0.3)
     assert Points._fields[-1] == "num_prior"
 
