@@ -1,5 +1,6 @@
 """The parameters of a prior: density, draws, and the bijection between values and a latent vector."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, final, runtime_checkable
@@ -38,33 +39,19 @@ class Parameter(Protocol):
     def latent_sample(self, key: Any, n: int) -> Any: ...  # noqa: D102
 
 
-@final
-@dataclass(frozen=True)
-class NormalScore:
-    """A numpyro distribution whose latent vector is exactly N(0, I): an affine, a log-affine or the probit map."""
+class NormalLatent(ABC):
+    """What parameters share whose latent vector is exactly N(0, I), one number for each of theirs."""
 
-    distribution: Any
     shape: tuple[int, ...]
-    to_value: Callable[[Any], Any]  # one latent point, already of the parameter's shape, to its value
-    to_latent: Callable[[Any], Any]
-    traceable: bool = True
+
+    @abstractmethod
+    def forward(self, z: Float[Array, "n d"]) -> Float[Array, "n *shape"]:
+        """Map latent vectors to values."""
 
     @property
     def num_dims(self) -> int:
         """Length of the latent vector."""
         return int(np.prod(self.shape, dtype=int))
-
-    def forward(self, z: Float[Array, "n d"]) -> Float[Array, "n *shape"]:
-        """Map latent vectors to values."""
-        return jax.vmap(lambda z: self.to_value(z.reshape(self.shape)))(z)
-
-    def inverse(self, x: Float[Array, "n *shape"]) -> Float[Array, "n d"]:
-        """Map values to latent vectors."""
-        return jax.vmap(lambda x: self.to_latent(x).reshape(self.num_dims))(x)
-
-    def log_prob(self, x: Float[Array, "n *shape"]) -> Float[Array, " n"]:
-        """Density of the values, in nats."""
-        return _log_prob(self.distribution, x)
 
     def latent_log_prob(self, z: Float[Array, "n d"]) -> Float[Array, " n"]:
         """Density of the latent vectors, in nats: the standard normal's."""
@@ -77,6 +64,30 @@ class NormalScore:
     def latent_sample(self, key: Array, n: int) -> Float[Array, "n d"]:
         """Draw latent vectors."""
         return jax.random.normal(key, (n, self.num_dims))
+
+
+@final
+@dataclass(frozen=True)
+class NormalScore(NormalLatent):
+    """A numpyro distribution whose latent vector is exactly N(0, I): an affine, a log-affine or the probit map."""
+
+    distribution: Any
+    shape: tuple[int, ...]
+    to_value: Callable[[Any], Any]  # one latent point, already of the parameter's shape, to its value
+    to_latent: Callable[[Any], Any]
+    traceable: bool = True
+
+    def forward(self, z: Float[Array, "n d"]) -> Float[Array, "n *shape"]:
+        """Map latent vectors to values."""
+        return jax.vmap(lambda z: self.to_value(z.reshape(self.shape)))(z)
+
+    def inverse(self, x: Float[Array, "n *shape"]) -> Float[Array, "n d"]:
+        """Map values to latent vectors."""
+        return jax.vmap(lambda x: self.to_latent(x).reshape(self.num_dims))(x)
+
+    def log_prob(self, x: Float[Array, "n *shape"]) -> Float[Array, " n"]:
+        """Density of the values, in nats."""
+        return _log_prob(self.distribution, x)
 
 
 @final
@@ -134,17 +145,12 @@ class Bijected:
 
 @final
 @dataclass(frozen=True)
-class HostNormalScore:
+class HostNormalScore(NormalLatent):
     """A frozen scipy distribution, evaluated by scipy; its latent vector is N(0, I) by the probit map."""
 
     distribution: Any
     shape: tuple[int, ...]
     traceable: bool = False
-
-    @property
-    def num_dims(self) -> int:
-        """Length of the latent vector."""
-        return int(np.prod(self.shape, dtype=int))
 
     @property
     def _quantile(self) -> Quantile:
@@ -167,18 +173,6 @@ class HostNormalScore:
         """Density of the values, in nats."""
         density = np.asarray(self.distribution.logpdf(np.asarray(x)), np.float64)
         return jnp.asarray(density.reshape(len(density), -1).sum(-1))
-
-    def latent_log_prob(self, z: Float[Array, "n d"]) -> Float[Array, " n"]:
-        """Density of the latent vectors, in nats: the standard normal's."""
-        return standard_normal_log_prob(z)
-
-    def sample(self, key: Array, n: int) -> Float[Array, "n *shape"]:
-        """Draw values."""
-        return self.forward(self.latent_sample(key, n))
-
-    def latent_sample(self, key: Array, n: int) -> Float[Array, "n d"]:
-        """Draw latent vectors."""
-        return jax.random.normal(key, (n, self.num_dims))
 
 
 @final

@@ -289,23 +289,21 @@ def _freeze(state: State, pilot: Points, num_draws: dict[int, int]) -> tuple[flo
     proposal = MetaProposal.of(state.components, indices, tuple(max(2, round(size * w)) for _, w in kept))
     nothing = np.zeros(0)
     draws = Draws(np.zeros((0, pilot.x.shape[1])), np.zeros(0, int), nothing, np.zeros((0, len(kept))))
-    return float(efficiency), Frozen(proposal, indices, 0, draws, nothing, nothing)
+    return float(efficiency), Frozen(proposal, indices, 0, 1, draws, nothing, nothing)
 
 
 def _draw_frozen(key: Array, state: State) -> tuple[State, StepInfo]:
-    """Draw one batch; finish at the target, or go back to training while an alarm can still be cured."""
+    """Draw one batch; when those planned are drawn, finish, plan more, or go back to training."""
     old = state.frozen
     assert old is not None
     draws = old.proposal.sample(key)
     result = evaluate(state.problem.likelihood, state.problem.prior.forward(draws.x))
     log_prior = np.asarray(state.problem.prior.latent_log_prob(draws.x))
-    frozen = Frozen(
-        old.proposal,
-        old.components,
-        old.num_batches + 1,
-        Draws(*(np.concatenate(pair) for pair in zip(old.draws, draws, strict=True))),
-        np.concatenate([old.log_likelihood, result.log_likelihood]),
-        np.concatenate([old.log_prior, log_prior]),
+    frozen = old._replace(
+        num_batches=old.num_batches + 1,
+        draws=Draws(*(np.concatenate(pair) for pair in zip(old.draws, draws, strict=True))),
+        log_likelihood=np.concatenate([old.log_likelihood, result.log_likelihood]),
+        log_prior=np.concatenate([old.log_prior, log_prior]),
     )
     state = replace(
         state,
@@ -317,22 +315,31 @@ def _draw_frozen(key: Array, state: State) -> tuple[State, StepInfo]:
     info = StepInfo(
         str(Phase.FROZEN), state.num_calls, state.contours[-1], estimate.logZ, estimate.ess, float("nan"), False
     )
-    if state.num_restarts < state.settings.max_restarts and _needs_training(frozen):
+    if frozen.num_batches < frozen.num_planned:
+        return state, info
+    if state.num_restarts < state.settings.max_restarts and _needs_training(frozen, estimate):
         return _restart(state), info
     if estimate.ess >= state.settings.ess:
-        state = replace(state, phase=Phase.FINISHED)
-    return state, info
+        return replace(state, phase=Phase.FINISHED), info
+    return replace(state, frozen=_plan(frozen, estimate.ess, state.settings.ess)), info
 
 
-def _needs_training(frozen: Frozen) -> bool:
-    """Whether the weights say that the mixture misses something; asked at 1, 2, 4, ... batches.
+def _plan(frozen: Frozen, ess: float, target: float) -> Frozen:
+    """Decide how many batches to draw before the target is looked at again: to the target, at most four times as many.
+
+    A run that looked after each batch would stop when no heavy weight has come for a while: low by
+    mu_3 / (n (1 + cv^2)), where mu_3 is the third moment of the weights over their mean.
+    """
+    wanted = np.ceil(1.05 * frozen.num_batches * target / max(ess, 1.0))
+    return frozen._replace(num_planned=int(np.clip(wanted, frozen.num_batches + 1, 4 * frozen.num_batches)))
+
+
+def _needs_training(frozen: Frozen, estimate: Evidence) -> bool:
+    """Whether the weights say that the mixture misses something.
 
     Asking seldom matters: a run that stops at the first heavy weight throws away the very draw that would have
     corrected its evidence upwards, and the next frozen phase must find it again.
     """
-    if frozen.num_batches & (frozen.num_batches - 1):
-        return False
-    estimate = frozen.estimate()
     efficiency = estimate.ess / np.sum(frozen.num_draws)
     return bool((estimate.khat > 0.7 and estimate.max_weight_share > 0.01) or efficiency < 0.1)
 

@@ -96,6 +96,7 @@ class Frozen(NamedTuple):
     proposal: MetaProposal
     components: tuple[int, ...]  # which components of the state the proposal mixes
     num_batches: int
+    num_planned: int  # batches after which the target is looked at next
     draws: Draws
     log_likelihood: Float[np.ndarray, " n"]  # nats
     log_prior: Float[np.ndarray, " n"]  # log-density of the prior in latent space, nats
