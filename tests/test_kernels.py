@@ -1,9 +1,12 @@
-"""Mixtures of Student-t kernels: their density, their draws, and where they stand."""
+"""Mixtures of kernels: their density, their draws, and where they stand."""
+
+import dataclasses
+from itertools import pairwise
 
 import jax
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import integrate, special, stats
 
 from nsflow.kernels import Kernels
 
@@ -16,28 +19,64 @@ def _float64():
         yield
 
 
-def random_kernels(num_kernels, num_dims, dof=5.0):
+def random_kernels(num_kernels, num_dims, dof=5.0, tails=0.1):
     rng = np.random.default_rng(num_kernels)
     scales = np.tril(0.5 * rng.normal(size=(num_kernels, num_dims, num_dims)), -1)
     scales[:, range(num_dims), range(num_dims)] = rng.uniform(0.3, 1.5, (num_kernels, num_dims))
-    return Kernels(2 * rng.normal(size=(num_kernels, num_dims)), scales, dof)
+    return Kernels(2 * rng.normal(size=(num_kernels, num_dims)), scales, dof, tails)
 
 
 @pytest.mark.parametrize(("num_dims", "dof"), [(1, 5.0), (3, 5.0), (3, 2.0)])
-def test_one_kernel_is_the_multivariate_t(num_dims, dof):
-    kernels = random_kernels(1, num_dims, dof)
+def test_one_kernel_without_tails_is_the_multivariate_t(num_dims, dof):
+    kernels = random_kernels(1, num_dims, dof, tails=0.0)
     (centre,), (scale,) = kernels.centres, kernels.scales
     x = 3 * np.random.default_rng(0).normal(size=(300, num_dims))
     expected = stats.multivariate_t(centre, scale @ scale.T, df=dof).logpdf(x)
     np.testing.assert_allclose(kernels.log_prob(x), expected, rtol=1e-10)
 
 
-def test_density_integrates_to_one():
+def test_one_kernel_with_tails_adds_marginals_times_prior_tails():
+    kernels = random_kernels(1, 3, tails=0.3)
+    (centre,), (scale,) = kernels.centres, kernels.scales
+    covariance = scale @ scale.T
+    x = centre + 2 * np.random.default_rng(0).normal(size=(300, 3))
+    expected = 0.7 * stats.multivariate_t(centre, covariance, df=5).pdf(x)
+    for i in range(3):
+        others = [j for j in range(3) if j != i]
+        marginal = stats.multivariate_t(centre[others], covariance[np.ix_(others, others)], df=5).pdf(x[:, others])
+        beyond = np.sign(centre[i]) * x[:, i] > abs(centre[i])
+        expected += 0.1 * marginal * beyond * stats.norm.pdf(x[:, i]) / stats.norm.sf(abs(centre[i]))
+    np.testing.assert_allclose(kernels.log_prob(x), np.log(expected), rtol=1e-10)
+
+
+def test_density_without_tails_integrates_to_one():
     """On a grid of x = sinh u, which reaches the heavy tails."""
     axis, step = np.linspace(-6, 6, 201, retstep=True)
     u = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
-    q = np.exp(random_kernels(7, 2).log_prob(np.sinh(u)))
+    q = np.exp(random_kernels(7, 2, tails=0.0).log_prob(np.sinh(u)))
     assert np.sum(q * np.prod(np.cosh(u), axis=1)) * step**2 == pytest.approx(1, abs=1e-4)
+
+
+def test_density_with_tails_integrates_to_one():
+    """In one dimension, cut at the centres, where the tails begin."""
+    kernels = random_kernels(7, 1)
+    cuts = np.concatenate([[-np.inf], np.sort(kernels.centres[:, 0]), [np.inf]])
+    parts = [
+        integrate.quad(lambda x: np.exp(kernels.log_prob(np.array([[x]]))[0]), *ends)[0] for ends in pairwise(cuts)
+    ]
+    assert sum(parts) == pytest.approx(1, abs=1e-6)
+
+
+def test_tails_reach_where_the_prior_does():
+    """A posterior on the edge of a uniform prior has the normal's tail in latent space, far beyond its points."""
+    rng = np.random.default_rng(0)
+    x = np.stack([0.02 * rng.normal(size=200), -special.ndtri(0.03 * rng.random(200))], axis=1)
+    far = np.stack([np.zeros(4), np.linspace(3, 4.5, 4)], axis=1)
+    log_target = stats.norm.logpdf(far[:, 0], 0, 0.02) + stats.norm.logpdf(far[:, 1]) - np.log(0.03)
+    kernels = Kernels.fit(jax.random.key(0), x, np.zeros(200))
+    local = dataclasses.replace(kernels, tails=0.0)
+    assert np.max(log_target - kernels.log_prob(far)) < np.log(5)
+    assert np.max(log_target - local.log_prob(far)) > np.log(10)
 
 
 def test_draws_follow_the_density():
