@@ -324,7 +324,7 @@ def _draw_frozen(key: Array, state: State) -> tuple[State, StepInfo]:
     return replace(state, frozen=_plan(frozen, estimate.ess, state.settings.ess)), info
 
 
-def _plan(frozen: Frozen, ess: float, target: float) -> Frozen:
+def _plan(frozen: Frozen, ess: float, target: int | float) -> Frozen:
     """Decide how many batches to draw before the target is looked at again: to the target, at most four times as many.
 
     A run that looked after each batch would stop when no heavy weight has come for a while: low by
