@@ -10,9 +10,10 @@ import nsflow
 ROOT = Path(nsflow.__file__).parent
 # Each imports only from those before it.
 ORDER = (
-    "precision", "quantile", "parameter", "cube", "distribution", "prior", "likelihood",
+    "precision", "quantile", "parameter", "cube", "distribution", "prior",
+    "batch", "host", "likelihood",
     "path", "objective", "velocity", "train", "flow",
-    "kernels", "points", "proposal", "evidence", "state", "files", "results", "sampler",
+    "kernels", "points", "proposal", "evidence", "state", "volumes", "files", "results", "sampler",
 )  # fmt: skip
 HOMES = {
     "optax": {"train"},

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nsflow import likelihood as module
+from nsflow import host
 from nsflow.likelihood import HostLikelihood, JaxLikelihood, as_likelihood, check, evaluate, require_finite
 
 PARAMS = {"a": np.arange(7.0), "b": np.arange(14.0).reshape(7, 2)}
@@ -168,7 +168,7 @@ def test_other_pools(pool):
 
 
 def test_worker_is_picklable():
-    task = pickle.loads(pickle.dumps(module._Task(host_function, False)))
+    task = pickle.loads(pickle.dumps(host._Task(host_function, False)))
     np.testing.assert_array_equal(task(PARAMS), VALUES)
 
 
