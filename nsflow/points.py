@@ -17,6 +17,7 @@ class Points(NamedTuple):
     log_likelihood: Float[np.ndarray, " n"]  # nats
     log_prior: Float[np.ndarray, " n"]  # log-density of the prior in latent space, nats
     log_flows: Float[np.ndarray, " n"]  # log sum_k n_k q_k(x) over the flows drawn from so far, nats
+    is_prior: Bool[np.ndarray, " n"]  # whether the prior drew the point
     num_prior: int  # draws from the prior so far
 
     @property
@@ -31,14 +32,16 @@ class Points(NamedTuple):
 
     def select(self, chosen: Bool[np.ndarray, " n"]) -> "Points":
         """Keep some of the points."""
-        x, log_likelihood, log_prior, log_flows = (column[chosen] for column in self[:4])
-        return Points(x, log_likelihood, log_prior, log_flows, self.num_prior)
+        x, log_likelihood, log_prior, log_flows, is_prior = (column[chosen] for column in self[:5])
+        return Points(x, log_likelihood, log_prior, log_flows, is_prior, self.num_prior)
 
 
 def join(first: Points, second: Points) -> Points:
     """Append points; the prior's draws are those of `first`."""
-    x, log_likelihood, log_prior, log_flows = (np.concatenate(pair) for pair in zip(first[:4], second[:4], strict=True))
-    return Points(x, log_likelihood, log_prior, log_flows, first.num_prior)
+    x, log_likelihood, log_prior, log_flows, is_prior = (
+        np.concatenate(pair) for pair in zip(first[:5], second[:5], strict=True)
+    )
+    return Points(x, log_likelihood, log_prior, log_flows, is_prior, first.num_prior)
 
 
 class Contour(NamedTuple):

@@ -1,13 +1,16 @@
 """What a run is made of: its problem, its settings, and all that the next step needs to know."""
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from nsflow.evidence import Evidence, log_evidence
+from nsflow.evidence import Evidence, effective_sample_size, log_evidence
+from nsflow.flow import FlowInfo
 from nsflow.likelihood import Likelihood, evaluate
 from nsflow.points import Points, join
 from nsflow.prior import Prior
@@ -26,6 +29,7 @@ class Settings:
         num_live: Draws of each level of the ladder: the safety knob. If left out 1000, and 2000 in the dimensions of
             the kernels: of eighteen modes in 2-d, 1000 draws a level lost one in two runs of three.
         compression: Logs of the smallest and the largest share of the prior mass that a level keeps, in nats.
+        max_scouts: Largest number of draws from the prior in the search for modes that the ladder lost.
         prior_share: Share of the prior among the draws of each level and round.
         kernel_dims: Largest dimension in which kernels propose beside the flows.
         rounds: Draws of the posterior rounds as shares of `ess`; the last round only weighs the frozen mixture.
@@ -47,6 +51,7 @@ class Settings:
     num_prior: int = 2000
     num_live: int | None = None
     compression: tuple[float, float] = (-2.0, -0.7)
+    max_scouts: int = 20_000
     prior_share: float = 0.05
     kernel_dims: int = 6
     rounds: tuple[float, ...] = (0.1, 0.2, 0.05)
@@ -85,6 +90,7 @@ class Phase(enum.StrEnum):
     """Where a run is."""
 
     LADDER = "ladder"
+    SCOUTING = "scouting"
     POSTERIOR = "posterior"
     FROZEN = "frozen"
     FINISHED = "finished"
@@ -130,6 +136,9 @@ class State:
     nan_params: tuple[dict[str, np.ndarray], ...]  # parameters at which the likelihood was NaN
     contours: tuple[float, ...] = (-np.inf,)  # nats; component k of the ladder was trained above contour k
     overlap: int = 1  # first component whose density matters where points are drawn now
+    modes: tuple[int, ...] = ()  # components on modes that scouting found
+    climbed: tuple[int, ...] = ()  # points from which scouting has climbed
+    num_scouts: int = 0  # draws from the prior at which scouting ends if it finds nothing more
     num_rounds: int = 0  # posterior rounds made
     num_waits: int = 0  # batches drawn since the contour last moved
     num_restarts: int = 0
@@ -159,7 +168,9 @@ def draw(key: Array, state: State, num_draws: dict[int, int], active: Bool[np.nd
     log_prior = np.asarray(state.problem.prior.latent_log_prob(draws.x))
     log_q = dict(zip(num_draws, draws.log_q.T, strict=True))
     state = count(state, num_draws, active)
-    new = Points(draws.x, result.log_likelihood, log_prior, _mix(state, log_q, draws.x), state.points.num_prior)
+    is_prior = np.array(list(num_draws))[draws.component] == PRIOR
+    mixture = log_mixture(state, draws.x, log_q)
+    new = Points(draws.x, result.log_likelihood, log_prior, mixture, is_prior, state.points.num_prior)
     return replace(
         state,
         points=join(state.points, new),
@@ -175,8 +186,10 @@ def reclaim(state: State, active: Bool[np.ndarray, " n"]) -> State:
     num_draws = dict(zip(frozen.components, (int(n) for n in frozen.num_draws), strict=True))
     state = count(state, num_draws, active)
     log_q = dict(zip(frozen.components, frozen.draws.log_q.T, strict=True))
-    mixture = _mix(state, log_q, frozen.draws.x)
-    new = Points(frozen.draws.x, frozen.log_likelihood, frozen.log_prior, mixture, state.points.num_prior)
+    mixture = log_mixture(state, frozen.draws.x, log_q)
+    is_prior = np.array(frozen.components)[frozen.draws.component] == PRIOR
+    num_prior = state.points.num_prior
+    new = Points(frozen.draws.x, frozen.log_likelihood, frozen.log_prior, mixture, is_prior, num_prior)
     return replace(state, points=join(state.points, new), frozen=None)
 
 
@@ -196,11 +209,49 @@ def count(state: State, num_draws: dict[int, int], active: Bool[np.ndarray, " n"
     return replace(state, points=points._replace(log_flows=log_flows, num_prior=totals[PRIOR]), num_draws=tuple(totals))
 
 
-def _mix(state: State, log_q: dict[int, np.ndarray], x: np.ndarray) -> np.ndarray:
-    """Log of the sum of the flows' densities times their draws, evaluating those that matter and are not at hand."""
+def log_mixture(
+    state: State, x: Float[np.ndarray, "n d"], log_q: Mapping[int, Float[np.ndarray, " n"]] = MappingProxyType({})
+) -> Float[np.ndarray, " n"]:
+    """Sum the densities of the components but the prior, each times its draws, over those that matter at new points.
+
+    Args:
+        state: The run.
+        x: Points, shape ``(n, d)``.
+        log_q: Densities that are at hand already, in nats.
+
+    Returns:
+        Log of the sum, in nats, shape ``(n,)``.
+    """
     log_q = {k: q for k, q in log_q.items() if k != PRIOR}
     for k in range(state.overlap, len(state.components)):
         if k not in log_q and state.num_draws[k] > 0:
             log_q[k] = log_prob(state.components[k], x)
     terms = [np.log(state.num_draws[k]) + q for k, q in log_q.items() if state.num_draws[k] > 0]
     return np.logaddexp.reduce(terms, axis=0) if terms else np.full(len(x), -np.inf)
+
+
+class StepInfo(NamedTuple):
+    """What one step did."""
+
+    phase: str
+    num_calls: int  # so far
+    contour: float  # nats
+    logZ: float  # nats; before the frozen phase a guide only, biased by training
+    ess: float  # of the same points
+    held_out: float  # log-density of held-out points under the flow trained in this step, nats; NaN if none was
+    is_gaussian: bool  # whether that flow is a Gaussian
+
+
+def describe(phase: Phase, state: State, fitted: FlowInfo | None = None) -> StepInfo:
+    """What a step of the training phases did, as its points see it."""
+    log_weights = state.points.log_posterior_weights
+    held_out, is_gaussian = (fitted.log_prob, fitted.is_gaussian) if fitted else (float("nan"), False)
+    return StepInfo(
+        str(phase),
+        state.num_calls,
+        state.contours[-1],
+        float(np.logaddexp.reduce(log_weights)),
+        effective_sample_size(log_weights),
+        held_out,
+        is_gaussian,
+    )

@@ -49,3 +49,18 @@ def two_modes() -> Target:
 
     value = integrate.quad(integrand, -10, 10, points=[-5, 5], epsabs=0, epsrel=1e-10)[0]
     return Target(log_likelihood, prior, float(np.log(value)))
+
+
+def narrow_mode() -> Target:
+    """A broad normal mode and, far from it, one of a fifth of its width with 0.3 of the evidence, in five dimensions.
+
+    The narrow one fills 7e-5 of the prior out to three of its widths: contours rise past it long before they see it.
+    """
+    prior = nsflow.Prior({"x": dist.Uniform(-10.0, 10.0).expand([5])})
+    modes = ((0.7, -4.0, 1.0), (0.3, 6.0, 0.2))
+
+    def log_likelihood(p):
+        terms = [jnp.log(w) + jnp.sum(dist.Normal(m, s).log_prob(p["x"])) for w, m, s in modes]
+        return jnp.logaddexp(*terms)
+
+    return Target(log_likelihood, prior, float(-5 * np.log(20.0)))

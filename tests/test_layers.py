@@ -13,7 +13,9 @@ ORDER = (
     "precision", "quantile", "parameter", "cube", "distribution", "prior",
     "batch", "host", "likelihood",
     "path", "objective", "velocity", "train", "flow",
-    "kernels", "points", "proposal", "evidence", "state", "volumes", "files", "results", "sampler",
+    "kernels", "points", "proposal", "evidence", "state",
+    "components", "ladder", "modes", "scouting", "posterior", "frozen",
+    "volumes", "files", "results", "summary", "sampler",
 )  # fmt: skip
 HOMES = {
     "optax": {"train"},

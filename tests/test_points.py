@@ -13,7 +13,9 @@ def points_of(log_likelihood, log_prior_weights=None):
     log_likelihood = np.asarray(log_likelihood, float)
     n = len(log_likelihood)
     log_flows = np.zeros(n) if log_prior_weights is None else -np.asarray(log_prior_weights, float)
-    return Points(np.arange(n, dtype=float)[:, None], log_likelihood, np.zeros(n) - 800.0, log_flows - 800.0, 0)
+    return Points(
+        np.arange(n, dtype=float)[:, None], log_likelihood, np.zeros(n) - 800.0, log_flows - 800.0, np.zeros(n, bool), 0
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -73,13 +75,13 @@ def test_mass_and_effective_number_are_weighted():
 
 def test_prior_volume_counts_the_prior_among_the_flows():
     """pi / (n_0 pi + sum_k n_k q_k), with pi = 0.3, n_0 = 10, sum = 2; the posterior weight is L times it."""
-    points = Points(np.zeros((1, 1)), np.array([-5.0]), np.log([0.3]), np.log([2.0]), 10)
+    points = Points(np.zeros((1, 1)), np.array([-5.0]), np.log([0.3]), np.log([2.0]), np.array([False]), 10)
     assert points.log_prior_weights[0] == pytest.approx(np.log(0.3 / 5))
     assert points.log_posterior_weights[0] == pytest.approx(-5 + np.log(0.3 / 5))
 
 
 def test_draws_of_the_prior_share_its_volume():
-    points = Points(np.zeros((8, 1)), np.zeros(8), np.linspace(-3, 0, 8), np.full(8, -np.inf), 8)
+    points = Points(np.zeros((8, 1)), np.zeros(8), np.linspace(-3, 0, 8), np.full(8, -np.inf), np.ones(8, bool), 8)
     np.testing.assert_allclose(points.log_prior_weights, -np.log(8))
 
 
@@ -107,10 +109,11 @@ def test_truncate_caps_at_root_n_times_the_mean():
 
 
 def test_select_and_join_keep_rows_together():
-    points = Points(np.arange(4.0)[:, None], *(np.arange(4.0) + 10 * k for k in (1, 2, 3)), 7)
+    points = Points(np.arange(4.0)[:, None], *(np.arange(4.0) + 10 * k for k in (1, 2, 3)), np.arange(4) < 2, 7)
     above = np.array([False, True, False, True])
     joined = join(points.select(above), points.select(~above)._replace(num_prior=99))
     np.testing.assert_array_equal(joined.x[:, 0], [1, 3, 0, 2])
     for k, column in enumerate(joined[1:4]):
         np.testing.assert_array_equal(column, joined.x[:, 0] + 10 * (k + 1))
+    np.testing.assert_array_equal(joined.is_prior, joined.x[:, 0] < 2)
     assert joined.num_prior == 7

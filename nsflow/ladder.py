@@ -1,0 +1,49 @@
+"""First phase: a ladder of contours, from the prior to where most of the evidence lies."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool
+
+from nsflow.components import allocate, num_trained, train
+from nsflow.points import evidence_share, next_contour
+from nsflow.state import Phase, State, StepInfo, describe, draw
+
+
+def climb(key: Array, state: State) -> tuple[State, StepInfo]:
+    """Raise the contour, train on the points above it, draw; or leave the ladder at its end."""
+    settings, points = state.settings, state.points
+    num_dims = state.problem.prior.num_dims
+    min_ess = 1000.0 if num_trained(state) == 2 else 25.0 * num_dims
+    contour = next_contour(points, state.contours[-1], compression=settings.compression, min_ess=min_ess)
+    above = points.log_likelihood >= contour.log_likelihood
+    if np.sum(above) <= 2 * num_dims or (contour.ess < 0.25 * min_ess and state.num_waits < 2):
+        return _wait(key, state, above)
+    if evidence_share(points, contour.log_likelihood) < 0.5 or contour.log_mass > -0.1:
+        return replace(state, phase=Phase.SCOUTING), describe(Phase.LADDER, state)
+    chosen = points.select(above)
+    key_fit, key_draw = jax.random.split(key)
+    trained, info = train(key_fit, state, chosen.x, chosen.log_prior_weights, settings.ladder)
+    state = replace(
+        state,
+        contours=state.contours + (contour.log_likelihood,) * len(trained),
+        # The level before adds about a fifth to the density of new points; those before it less than a twentieth.
+        overlap=max(1, len(state.components) - len(trained)),
+        num_waits=0,
+    ).add(*trained)
+    state = draw(key_draw, state, allocate(state, level_size(state), len(trained)), above)
+    return state, describe(Phase.LADDER, state, info)
+
+
+def _wait(key: Array, state: State, active: Bool[np.ndarray, " n"]) -> tuple[State, StepInfo]:
+    """Draw once more from the newest component: too few effective points lie above the contour."""
+    state = replace(state, num_waits=state.num_waits + 1)
+    num_newest = 0 if len(state.components) == 1 else num_trained(state)
+    state = draw(key, state, allocate(state, level_size(state), num_newest), active)
+    return state, describe(Phase.LADDER, state)
+
+
+def level_size(state: State) -> int:
+    """Draws of one level."""
+    return state.settings.num_live or 1000 * num_trained(state)

@@ -1,0 +1,166 @@
+"""Modes: local maxima that a ladder of contours may have left behind, and Gaussians around them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.optimize import minimize
+from scipy.spatial import KDTree
+
+from nsflow.host import HostLikelihood
+from nsflow.likelihood import Likelihood, evaluate
+from nsflow.precision import float64
+from nsflow.prior import Prior
+
+MAX_EVALUATIONS = 200  # of the gradient in one ascent; ten dimensions need forty
+STEP = 1e-4  # of finite differences, in latent units, where the prior has width one
+
+
+class Target:
+    r"""Log of likelihood times prior in latent space with its gradient; it counts the likelihood calls it makes.
+
+    JAX functions are differentiated, and a value with its gradient counts as two calls. Others are differenced,
+    2 d + 1 calls.
+
+    Args:
+        likelihood: The likelihood.
+        prior: The prior.
+        max_calls: Calls after which every further value is -inf.
+    """
+
+    def __init__(self, likelihood: Likelihood, prior: Prior, *, max_calls: int) -> None:
+        self.likelihood = likelihood
+        self.prior = prior
+        self.max_calls = max_calls
+        self.num_calls = 0
+        self._gradient = None
+        if not isinstance(likelihood, HostLikelihood) and prior.traceable:
+            function = likelihood.function
+            self._gradient = jax.jit(
+                jax.value_and_grad(lambda x: function(prior.forward(x)) + prior.latent_log_prob(x))
+            )
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether another evaluation would exceed the calls allowed."""
+        price = 2 if self._gradient is not None else 2 * self.prior.num_dims + 1
+        return self.num_calls + price > self.max_calls
+
+    def __call__(self, x: Float[np.ndarray, " d"]) -> tuple[float, Float[np.ndarray, " d"]]:
+        """Value in nats and gradient at one point; -inf and zero where the likelihood is zero or NaN."""
+        if self.is_exhausted:
+            return -np.inf, np.zeros(len(x))
+        value, gradient = self._traced(x) if self._gradient is not None else self._differenced(x)
+        if not np.isfinite(value):
+            return -np.inf, np.zeros(len(x))
+        return value, np.nan_to_num(gradient, posinf=0.0, neginf=0.0)
+
+    def _traced(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+        assert self._gradient is not None
+        value, gradient = float64(self._gradient)(x)
+        self.num_calls += 2
+        return float(value), np.asarray(gradient)
+
+    def _differenced(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+        steps = STEP * np.eye(len(x))
+        points = np.concatenate([x[None], x + steps, x - steps])
+        log_likelihood = evaluate(self.likelihood, self.prior.forward(points)).log_likelihood
+        values = log_likelihood + np.asarray(self.prior.latent_log_prob(points))
+        self.num_calls += len(points)
+        with np.errstate(invalid="ignore"):
+            return float(values[0]), (values[1 : len(x) + 1] - values[len(x) + 1 :]) / (2 * STEP)
+
+
+class Mode(NamedTuple):
+    """A local maximum of likelihood times prior in latent space."""
+
+    centre: Float[np.ndarray, " d"]
+    log_density: float  # of likelihood times prior, nats
+    scale: Float[np.ndarray, "d d"]  # lower triangular; its square is the inverse of the negative Hessian
+
+    @property
+    def log_evidence(self) -> float:
+        """Laplace's approximation of the evidence of this mode, in nats."""
+        return self.log_density + float(np.sum(np.log(np.diag(self.scale)) + 0.5 * np.log(2 * np.pi)))
+
+
+def local_maxima(x: Float[np.ndarray, "n d"], log_density: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Find points with no higher one among their nearest neighbours.
+
+    A point on a slope escapes all of k neighbours with a chance of about 2^-k, so that max(10, 2 d) of them leave a
+    few false maxima among thousands of points.
+
+    Args:
+        x: Points, shape ``(n, d)``.
+        log_density: Function value at each, shape ``(n,)``.
+
+    Returns:
+        Which points are maxima, shape ``(n,)``; none where the function is -inf.
+
+    Example:
+        >>> x = np.linspace(-2, 2, 101)[:, None]
+        >>> x[local_maxima(x, np.cos(3 * x[:, 0]))].ravel().round(2).tolist()
+        [-2.0, 0.0, 2.0]
+    """
+    num_points, num_dims = x.shape
+    near = np.asarray(KDTree(x).query(x, min(num_points, 1 + max(10, 2 * num_dims)))[1])
+    return np.all(log_density[:, None] >= log_density[near], axis=1) & (log_density > -np.inf)
+
+
+def isolation(
+    x: Float[np.ndarray, "n d"], log_density: Float[np.ndarray, " n"], chosen: Int[np.ndarray, " m"]
+) -> Float[np.ndarray, " m"]:
+    """Distance of points to the nearest higher one; infinite for the highest.
+
+    Args:
+        x: Points, shape ``(n, d)``.
+        log_density: Function value at each, shape ``(n,)``.
+        chosen: Indices of the points to look at, shape ``(m,)``.
+
+    Returns:
+        The distances, shape ``(m,)``.
+
+    Example:
+        >>> isolation(np.array([[0.0], [1.0], [3.0]]), np.array([0.0, 2.0, 1.0]), np.array([0, 1, 2])).tolist()
+        [1.0, inf, 2.0]
+
+    References:
+        Rodriguez & Laio (2014), *Clustering by Fast Search and Find of Density Peaks*, Eq. 2.
+    """
+    distances = [np.linalg.norm(x[log_density > log_density[i]] - x[i], axis=1) for i in chosen]
+    return np.array([np.min(distance, initial=np.inf) for distance in distances])
+
+
+def ascend(target: Callable[[np.ndarray], tuple[float, np.ndarray]], start: Float[np.ndarray, " d"]) -> Mode:
+    r"""Climb from a point to the maximum above it and measure its width.
+
+    Args:
+        target: Function of a point that returns value and gradient.
+        start: Where to start, shape ``(d,)``.
+
+    Returns:
+        The best point met, with :math:`L L^T = (-\nabla\nabla f)^{-1}` there. Curvatures below one, the prior's, are
+        raised to one: along a ridge the mode ends where the prior does.
+
+    References:
+        Byrd, Lu, Nocedal & Zhu (1995), *A Limited Memory Algorithm for Bound Constrained Optimization*.
+    """
+    best = -np.inf, start
+
+    def negative(x: np.ndarray) -> tuple[float, np.ndarray]:
+        nonlocal best
+        value, gradient = target(x)
+        if value > best[0]:
+            best = value, x.copy()
+        # The line search turns back from a large number; infinity would end it.
+        return (-value if value > -np.inf else 1e300), -gradient
+
+    minimize(negative, start, jac=True, method="L-BFGS-B", options={"maxfun": MAX_EVALUATIONS})
+    value, centre = best
+    steps = STEP * np.eye(len(start))
+    hessian = np.stack([(target(centre + h)[1] - target(centre - h)[1]) / (2 * STEP) for h in steps])
+    curvatures, axes = np.linalg.eigh(-0.5 * (hessian + hessian.T))
+    covariance = (axes / np.maximum(curvatures, 1.0)) @ axes.T
+    return Mode(centre, value, np.linalg.cholesky(covariance))

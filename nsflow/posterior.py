@@ -1,0 +1,66 @@
+"""Third phase: rounds that train on the posterior, until the mixture promises enough to be frozen."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from nsflow.components import allocate, broad_level, num_trained, train
+from nsflow.points import Points
+from nsflow.proposal import Draws, MetaProposal, optimal_weights
+from nsflow.state import PRIOR, Frozen, Phase, State, StepInfo, describe, draw
+
+PRIOR_FLOOR = 0.01  # least share of the prior in the frozen mixture: it bounds every weight
+BROAD_FLOOR = 0.03  # and of the broad level, which bounds them where the posterior has tails
+
+
+def refine(key: Array, state: State) -> tuple[State, StepInfo]:
+    """Train on all points with posterior weights, draw; after the last round, freeze."""
+    settings = state.settings
+    log_weights = state.points.log_posterior_weights
+    # Points of a weight below 1 % of the average are most of the ladder and none of the posterior.
+    chosen = log_weights > np.logaddexp.reduce(log_weights) - np.log(100 * len(log_weights))
+    key_fit, key_draw = jax.random.split(key)
+    trained, info = train(key_fit, state, state.points.x[chosen], log_weights[chosen], settings.posterior)
+    num_before = len(log_weights)
+    num_draws = allocate(state.add(*trained), round_size(state), len(trained))
+    state = draw(key_draw, state.add(*trained), num_draws, chosen)
+    state = replace(state, num_rounds=state.num_rounds + 1)
+    if state.num_rounds >= len(settings.rounds):
+        fresh = np.arange(len(state.points.x)) >= num_before
+        efficiency, frozen = _freeze(state, state.points.select(fresh), num_draws)
+        if efficiency > 0.5 or state.num_rounds >= len(settings.rounds) + settings.max_extra_rounds:
+            state = replace(state, phase=Phase.FROZEN, frozen=frozen)
+    return state, describe(Phase.POSTERIOR, state, info)
+
+
+def round_size(state: State) -> int:
+    """Draws of one round: the planned ones, then extra ones as large as the largest."""
+    rounds = state.settings.rounds
+    share = rounds[state.num_rounds] if state.num_rounds < len(rounds) else max(rounds)
+    return max(500, round(share * state.settings.ess))
+
+
+def _freeze(state: State, pilot: Points, num_draws: dict[int, int]) -> tuple[float, Frozen]:
+    """Weigh the frozen mixture on fresh points that trained none of its components; predict its ESS per draw."""
+    newest, broad = len(state.components), broad_level(state)
+    candidates = sorted({PRIOR, broad, *num_draws, *range(max(newest - 2 * num_trained(state), 0), newest)})
+    floor = [PRIOR_FLOOR if k == PRIOR else BROAD_FLOOR if k == broad else 0.0 for k in candidates]
+    log_q = MetaProposal.of(state.components, candidates).log_prob_each(pilot.x)
+    log_target = pilot.log_likelihood + pilot.log_prior
+    drawn = np.array([num_draws.get(k, 0) for k in candidates])
+    log_Q = MetaProposal.of(state.components, candidates, drawn).mix(log_q)
+    weights = optimal_weights(log_q, log_target, log_Q, floor=np.array(floor))
+    log_moment = 2 * log_target - log_Q - np.logaddexp.reduce(log_q + np.log(weights), axis=1)
+    efficiency = np.exp(
+        2 * np.logaddexp.reduce(log_target - log_Q) - np.logaddexp.reduce(log_moment) - np.log(len(log_Q))
+    )
+    # A component of less than 5 % beyond its floor gains less than the evaluation of its density costs.
+    kept = [(k, w) for k, w, f in zip(candidates, weights, floor, strict=True) if f > 0 or w > 0.05]
+    size = np.clip(state.settings.ess / 10, 200, 2000) / sum(w for _, w in kept)
+    indices = tuple(k for k, _ in kept)
+    proposal = MetaProposal.of(state.components, indices, tuple(max(2, round(size * w)) for _, w in kept))
+    nothing = np.zeros(0)
+    draws = Draws(np.zeros((0, pilot.x.shape[1])), np.zeros(0, int), nothing, np.zeros((0, len(kept))))
+    return float(efficiency), Frozen(proposal, indices, 0, 1, draws, nothing, nothing)

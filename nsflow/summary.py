@@ -1,0 +1,78 @@
+"""From a state to a result, with its alarms."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+
+import numpy as np
+
+from nsflow.evidence import Evidence, log_evidence
+from nsflow.results import Results
+from nsflow.state import Frozen, Phase, State, StepInfo
+
+
+def summarise(state: State, trace: Sequence[StepInfo] = (), seed: int | None = None) -> Results:
+    """Turn a state into a result, finished or not.
+
+    Args:
+        state: The run.
+        trace: What each step did.
+        seed: The seed, for the record.
+
+    Returns:
+        The result. Without a frozen phase it rests on the training points, and says so in its alarms.
+    """
+    prior, frozen = state.problem.prior, state.frozen
+    if frozen is not None and frozen.num_batches > 0:
+        x, log_likelihood, log_weights = frozen.draws.x, frozen.log_likelihood, frozen.log_weights
+        num_draws, estimate = int(np.sum(frozen.num_draws)), frozen.estimate()
+    else:
+        num_draws = sum(state.num_draws)
+        x, log_likelihood = state.points.x, state.points.log_likelihood
+        log_weights = state.points.log_posterior_weights + np.log(num_draws)
+        estimate = log_evidence(log_weights, num_draws=np.array([num_draws]))
+    finished = state.phase is Phase.FINISHED
+    return Results(
+        names=prior.names,
+        samples=prior.flatten(prior.forward(x)),
+        log_likelihood=log_likelihood,
+        log_weights=log_weights,
+        num_draws=num_draws,
+        num_calls=state.num_calls,
+        finished=finished,
+        stop_reason="ess reached" if finished else "max_calls reached",
+        alarms=_alarms(state, estimate),
+        seed=seed,
+        settings=asdict(state.settings),
+        versions={name: version(name) for name in ("nsflow", "jax", "flax", "optax", "numpyro")},
+        trace=[info._asdict() for info in trace],
+        **estimate._asdict(),
+    )
+
+
+def _alarms(state: State, estimate: Evidence) -> tuple[str, ...]:
+    """What a reader must know before trusting the evidence."""
+    alarms = []
+    if state.frozen is None or state.frozen.num_batches == 0:
+        alarms.append("no fresh draws: logZ rests on points that trained their own proposals, biased low by them")
+    if estimate.khat > 0.7:
+        alarms.append(f"k-hat = {estimate.khat:.2f} > 0.7: the weights' tail is too heavy for the quoted error")
+    if estimate.max_weight_share > 0.05:
+        alarms.append(f"one draw carries {estimate.max_weight_share:.0%} of the evidence")
+    if state.frozen is not None and state.frozen.num_batches > 0:
+        share = _prior_share(state.frozen)
+        if share > 0.05:
+            alarms.append(f"draws from the prior carry {share:.0%} of the evidence: the flows miss part of it")
+    num_nan = sum(len(next(iter(params.values()))) for params in state.nan_params if params)
+    if num_nan:
+        alarms.append(f"the likelihood was NaN at {num_nan} points, counted as -inf")
+    return tuple(alarms)
+
+
+def _prior_share(frozen: Frozen) -> float:
+    """Share of the evidence carried by draws from the prior beyond what their share of Q explains."""
+    weights = np.exp(frozen.log_weights - np.max(frozen.log_weights))
+    expected = frozen.proposal.num_draws[0] / sum(frozen.proposal.num_draws)
+    expected *= np.exp(np.minimum(frozen.draws.log_q[:, 0] - frozen.draws.log_Q, 700.0))
+    from_prior = frozen.draws.component == 0
+    return float((np.sum(weights[from_prior]) - np.sum(weights * expected)) / np.sum(weights))

@@ -1,0 +1,107 @@
+"""Modes: gradients and their price, maxima of a cloud, and the Gaussian around a maximum."""
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from scipy import stats
+
+from nsflow.host import HostLikelihood
+from nsflow.likelihood import JaxLikelihood
+from nsflow.modes import Target, ascend, isolation, local_maxima
+from nsflow.prior import Prior
+
+PRIOR = Prior({"a": dist.Normal(1.0, 2.0), "b": dist.Uniform(-3.0, 3.0)})
+
+
+def log_likelihood(p, xp=np):
+    return -((p["a"] - 2) ** 2) + xp.sin(p["b"])
+
+
+def jax_target(max_calls=1000):
+    return Target(JaxLikelihood(lambda p: log_likelihood(p, jnp)), PRIOR, max_calls=max_calls)
+
+
+def host_target(max_calls=1000):
+    return Target(HostLikelihood(log_likelihood, vectorized=True), PRIOR, max_calls=max_calls)
+
+
+@pytest.mark.parametrize(("make", "price"), [(jax_target, 2), (host_target, 5)])
+def test_value_gradient_and_price_of_a_target(make, price):
+    """Likelihood times the standard normal of latent space, by the chain rule of the probit map."""
+    z = np.array([0.3, -0.7])
+    a, b = 1 + 2 * z[0], 6 * stats.norm.cdf(z[1]) - 3
+    expected = -((a - 2) ** 2) + np.sin(b) + stats.norm.logpdf(z).sum()
+    slope = np.array([-2 * (a - 2) * 2, np.cos(b) * 6 * stats.norm.pdf(z[1])]) - z
+    target = make()
+    value, gradient = target(z)
+    assert value == pytest.approx(expected, rel=1e-10)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-5)
+    assert target.num_calls == price
+
+
+@pytest.mark.parametrize("make", [jax_target, host_target])
+def test_target_never_exceeds_its_calls(make):
+    target = make(max_calls=24)
+    ascend(target, np.array([2.0, 2.0]))
+    assert target.num_calls <= 24
+    assert target.is_exhausted
+    assert target(np.zeros(2))[0] == -np.inf
+
+
+def test_target_is_minus_infinity_where_the_likelihood_is_zero_or_nan():
+    target = Target(JaxLikelihood(lambda p: jnp.log(p["a"])), PRIOR, max_calls=100)
+    value, gradient = target(np.array([-3.0, 0.0]))
+    assert value == -np.inf
+    np.testing.assert_array_equal(gradient, [0, 0])
+
+
+def test_ascent_finds_a_normal_exactly():
+    """The maximum of a normal density, its covariance, and by Laplace its normalisation, which is one."""
+    covariance = np.array([[0.04, 0.03], [0.03, 0.09]])
+    normal = stats.multivariate_normal([3.0, -1.0], covariance)
+    precision = np.linalg.inv(covariance)
+    mode = ascend(lambda x: (normal.logpdf(x), -precision @ (x - normal.mean)), np.array([-5.0, 4.0]))
+    np.testing.assert_allclose(mode.centre, normal.mean, atol=1e-4)
+    np.testing.assert_allclose(mode.scale @ mode.scale.T, covariance, rtol=1e-4)
+    assert mode.log_evidence == pytest.approx(0, abs=1e-4)
+
+
+def test_ascent_keeps_a_ridge_within_the_prior():
+    """No curvature along the second axis: the mode is as wide as the prior there, one."""
+    mode = ascend(lambda x: (-50 * x[0] ** 2, np.array([-100 * x[0], 0.0])), np.array([1.0, 2.0]))
+    np.testing.assert_allclose(mode.scale @ mode.scale.T, np.diag([0.01, 1.0]), atol=1e-4)
+
+
+def test_ascent_survives_an_edge_of_zero_likelihood():
+    def half(x):
+        return (-np.inf, np.zeros(1)) if x[0] < 0 else (-x[0], -np.ones(1))
+
+    mode = ascend(half, np.array([1.0]))
+    assert 0 <= mode.centre[0] <= 1
+    assert np.isfinite(mode.log_density)
+
+
+def test_local_maxima_of_two_peaks_and_no_more():
+    """Two normal peaks in three dimensions, 2000 points: both tops are found, and few false ones."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, 3))
+    tops = np.array([[1.5, 0.0, 0.0], [-1.5, 0.0, 0.0]])
+    log_density = np.logaddexp.reduce([-50 * np.sum((x - top) ** 2, axis=1) for top in tops])
+    maxima = x[local_maxima(x, log_density)]
+    assert len(maxima) < 10
+    for top in tops:
+        assert np.min(np.linalg.norm(maxima - top, axis=1)) < 0.3
+
+
+def test_points_of_zero_density_are_no_maxima():
+    x = np.random.default_rng(0).normal(size=(50, 2))
+    assert not np.any(local_maxima(x, np.full(50, -np.inf)))
+
+
+def test_isolation_is_the_distance_to_the_nearest_higher_point():
+    rng = np.random.default_rng(0)
+    x, log_density = rng.normal(size=(30, 2)), rng.normal(size=30)
+    for i, distance in enumerate(isolation(x, log_density, np.arange(30))):
+        others = [np.linalg.norm(x[j] - x[i]) for j in range(30) if log_density[j] > log_density[i]]
+        assert distance == pytest.approx(min(others) if others else np.inf)
