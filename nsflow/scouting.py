@@ -92,4 +92,4 @@ def _is_new(state: State, mode: Mode, others: list[Mode], logZ: float) -> bool:
     log_prior = np.asarray(state.problem.prior.latent_log_prob(mode.centre[None]))
     log_weight = mode.log_density - np.logaddexp(log_Q, np.log(state.points.num_prior) + log_prior)[0]
     known = any(np.sum(np.linalg.solve(other.scale, mode.centre - other.centre) ** 2) < 1 for other in others)
-    return not known and log_weight > logZ and mode.log_evidence > logZ + np.log(MIN_SHARE)
+    return bool(not known and log_weight > logZ and mode.log_evidence > logZ + np.log(MIN_SHARE))
