@@ -19,6 +19,7 @@ from nsflow.train import Training, TrainingInfo
 from nsflow.velocity import Architecture, as_velocity
 
 CHUNK = 256  # points evaluated at once, so that one compiled shape serves every batch
+MAX_NEWTON = 10  # steps after which a point counts as having no inverse
 LOG_2PI = float(np.log(2 * np.pi))
 
 
@@ -135,7 +136,15 @@ class Flow:
 
     def inverse(self, x: Float[Any, "n d"]) -> Preimage:
         """Carry points back to the base, with the log-determinant of the way forward."""
-        return _by_chunks(_inverse, self, x)
+        if isinstance(x, Tracer):
+            return _inverse(self, x, MAX_NEWTON)
+        quick = _by_chunks(partial(_inverse, max_steps=1), self, x)
+        hard = np.flatnonzero(np.isnan(quick.log_prob))
+        if len(hard) == 0:
+            return quick
+        # Every point of a chunk pays for its slowest one: the few that need more steps have chunks of their own.
+        careful = _by_chunks(partial(_inverse, max_steps=MAX_NEWTON), self, np.asarray(x)[hard])
+        return Preimage(*(_replace(old, hard, new) for old, new in zip(quick, careful, strict=True)))
 
 
 def _base(key: Array, num_samples: int, num_dims: int) -> np.ndarray:
@@ -163,6 +172,13 @@ def _by_chunks(function: Callable, flow: Flow, x: Any) -> Any:
     return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)[: len(x)]), *results)
 
 
+def _replace(values: Array, rows: np.ndarray, new: Array) -> Array:
+    """Put new rows into an array, by numpy: JAX would compile for every number of them."""
+    copy = np.array(values)
+    copy[rows] = new
+    return jnp.asarray(copy)
+
+
 # ------------------------------------------------------------- the discrete map, written for one point
 
 
@@ -171,11 +187,12 @@ def _forward(flow: Flow, z: Array) -> Array:
     return jax.vmap(lambda z: _centre(flow, z) + _scale(flow, z) @ _push(flow, z))(z)
 
 
-@jax.jit
-def _inverse(flow: Flow, x: Array) -> Preimage:
+@partial(jax.jit, static_argnames="max_steps")
+def _inverse(flow: Flow, x: Array, max_steps: int) -> Preimage:
     def one(x: Array) -> Preimage:
         scale = _scale(flow, x)
-        z, log_det, converged = _invert(flow, solve_triangular(scale, x - _centre(flow, x), lower=True))
+        white = solve_triangular(scale, x - _centre(flow, x), lower=True)
+        z, log_det, converged = _invert(flow, white, max_steps)
         log_det = log_det + jnp.sum(jnp.log(jnp.diag(scale)))
         log_prob = -0.5 * jnp.sum(z**2) - 0.5 * flow.num_dims * LOG_2PI - log_det
         return Preimage(z, log_det, jnp.where(converged, log_prob, jnp.nan))
@@ -215,8 +232,8 @@ def _integrate(flow: Flow, x: Array, *, backwards: bool) -> Array:
     return jax.lax.fori_loop(0, flow.num_steps, step, x)
 
 
-def _invert(flow: Flow, x: Array) -> tuple[Array, Array, Array]:
-    """Solve T(z) = x: integrate backwards, then Newton's method; return z, log|det dT/dz|, convergence."""
+def _invert(flow: Flow, x: Array, max_steps: int) -> tuple[Array, Array, Array]:
+    """Solve T(z) = x: integrate backwards, correct, then Newton's method; return z, log|det dT/dz|, convergence."""
     push, pull = partial(_push, flow), partial(_pull, flow)
     tolerance = 2e-6 if x.dtype == jnp.float64 else 2e-5
 
@@ -230,10 +247,11 @@ def _invert(flow: Flow, x: Array) -> tuple[Array, Array, Array]:
 
     def unsolved(state: tuple[Array, ...]) -> Array:
         _, _, converged, i = state
-        return ~converged & (i < 10)
+        return ~converged & (i < max_steps)
 
     back = pull(x)
-    start = back + back - pull(push(back))  # one correction without a Jacobian saves a Newton step, at half its price
+    # Each correction gains two to four digits without a Jacobian, at a fifth of its price.
+    start = jax.lax.fori_loop(0, 2, lambda _, z: z + back - pull(push(z)), back)
     z, log_det, converged, _ = jax.lax.while_loop(
         unsolved, newton, (start, jnp.zeros((), x.dtype), jnp.zeros((), bool), jnp.zeros((), jnp.int32))
     )
@@ -332,7 +350,7 @@ def _refine(flow: Flow, best: float, score: Callable[[Flow], float]) -> tuple[Fl
     while flow.num_steps < 32:
         finer = replace(flow, num_steps=np.int32(2 * flow.num_steps))
         gain = score(finer) - best
-        if gain < 0.01:
+        if gain < 0.03:  # the density is exact at any number of steps; twice as many double the price of a run
             break
         flow, best = finer, best + gain
     return flow, best
