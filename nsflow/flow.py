@@ -347,7 +347,7 @@ def fit(
 
 def _refine(flow: Flow, best: float, score: Callable[[Flow], float]) -> tuple[Flow, float]:
     """Double the integration steps while the held-out density gains: sharp fields need more than smooth ones."""
-    while flow.num_steps < 32:
+    while 2 * flow.num_steps <= 32:
         finer = replace(flow, num_steps=np.int32(2 * flow.num_steps))
         gain = score(finer) - best
         if gain < 0.03:  # the density is exact at any number of steps; twice as many double the price of a run

@@ -61,8 +61,9 @@ def _alarms(state: State, estimate: Evidence) -> tuple[str, ...]:
         alarms.append(f"one draw carries {estimate.max_weight_share:.0%} of the evidence")
     if state.frozen is not None and state.frozen.num_batches > 0:
         share = _prior_share(state.frozen)
-        if share > 0.05:
-            alarms.append(f"draws from the prior carry {share:.0%} of the evidence: the flows miss part of it")
+        # A prior that is a large part of the mixture was chosen for it: the likelihood says little there.
+        if share > max(0.05, 5 * _prior_part(state.frozen)):
+            alarms.append(f"only the prior proposes {share:.0%} of the evidence: the flows miss it")
     num_nan = sum(len(next(iter(params.values()))) for params in state.nan_params if params)
     if num_nan:
         alarms.append(f"the likelihood was NaN at {num_nan} points, counted as -inf")
@@ -70,9 +71,11 @@ def _alarms(state: State, estimate: Evidence) -> tuple[str, ...]:
 
 
 def _prior_share(frozen: Frozen) -> float:
-    """Share of the evidence carried by draws from the prior beyond what their share of Q explains."""
+    """Share of the evidence at points that the prior proposes, each counted by the prior's part of Q there."""
     weights = np.exp(frozen.log_weights - np.max(frozen.log_weights))
-    expected = frozen.proposal.num_draws[0] / sum(frozen.proposal.num_draws)
-    expected *= np.exp(np.minimum(frozen.draws.log_q[:, 0] - frozen.draws.log_Q, 700.0))
-    from_prior = frozen.draws.component == 0
-    return float((np.sum(weights[from_prior]) - np.sum(weights * expected)) / np.sum(weights))
+    log_part = frozen.draws.log_q[:, 0] - frozen.draws.log_Q + np.log(_prior_part(frozen))
+    return float(np.sum(weights * np.exp(log_part)) / np.sum(weights))
+
+
+def _prior_part(frozen: Frozen) -> float:
+    return frozen.proposal.num_draws[0] / sum(frozen.proposal.num_draws)

@@ -1,6 +1,6 @@
 """The loop: closed forms, honest errors over many seeds, reproducibility, caps, and wrong calls."""
 
-import dataclasses
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def test_evidence_is_unbiased_and_its_error_honest(target):
 def test_scouting_finds_the_mode_that_the_ladder_loses():
     """With the narrow mode the evidence is right; without it, it is low by log 0.7 = -0.357."""
     log_likelihood, prior, logZ = targets.narrow_mode()
-    settings = dataclasses.replace(QUICK, num_prior=4000, kernel_dims=0)
+    settings = replace(QUICK, num_prior=4000, kernel_dims=0)
     result = nsflow.run(log_likelihood, prior, seed=1, settings=settings)
     ladder = [step for step in result.trace if step["phase"] == "ladder"]
     assert ladder[-1]["logZ"] < logZ - 0.2  # the ladder did lose it

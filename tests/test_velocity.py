@@ -40,6 +40,20 @@ def test_architecture_sets_the_shapes(width, depth, frequencies, times):
     assert sorted(kernels) == sorted(zip(sizes[:-1], sizes[1:], strict=True))
 
 
+def test_network_is_a_perceptron_of_the_point_its_waves_and_the_times():
+    """By hand: x, cos kx and sin kx, cos pi k t and sin pi k t; a silu layer; a linear head."""
+    network = VelocityNetwork(2, Architecture(8, 1, (2.0, 4.0), (1.0, 3.0)), rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    network.head.kernel[...] = jnp.asarray(rng.normal(size=(8, 2)), jnp.float32)
+    (layer,), head, x = network.layers, network.head, np.asarray(X)
+    for t in (0.3, 0.8):
+        angles = [2 * x, 4 * x, [np.pi * t], [3 * np.pi * t]]
+        inputs = np.concatenate([x, *(wave(angle) for angle in angles for wave in (np.cos, np.sin))])
+        h = inputs @ np.asarray(layer.kernel[...]) + np.asarray(layer.bias[...])
+        expected = (h / (1 + np.exp(-h))) @ np.asarray(head.kernel[...]) + np.asarray(head.bias[...])
+        np.testing.assert_allclose(network(jnp.array(t), X), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_default_architecture_grows_with_the_dimension():
     assert Architecture.of_dims(2) == Architecture(width=64, depth=3)
     assert Architecture.of_dims(10) == Architecture(width=64, depth=2)

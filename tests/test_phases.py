@@ -1,0 +1,191 @@
+"""Decisions of the phases, on states made by hand."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import nsflow
+from nsflow import components, summary
+from nsflow import frozen as frozen_phase
+from nsflow import posterior as posterior_phase
+from nsflow.evidence import Evidence
+from nsflow.flow import Flow
+from nsflow.precision import float64
+from nsflow.proposal import Draws, MetaProposal
+from nsflow.state import Frozen, Phase, draw
+from tests.test_sampler import QUICK
+
+PRIOR = nsflow.Prior({"a": dist.Normal(0, 1)})
+FLOW = Flow.from_velocity(lambda _, x: x, 1, num_steps=0)  # N(0, 1)
+
+
+def state_of(log_likelihood, *flows, **settings):
+    """100 points of the prior N(0, 1), and some flows."""
+    problem = nsflow.Problem(nsflow.likelihood.JaxLikelihood(log_likelihood), PRIOR)
+    return nsflow.init(jax.random.key(0), problem, replace(QUICK, num_prior=100, **settings)).add(*flows)
+
+
+def freeze(state, *num_draws, num_batches=0, num_planned=1):
+    """Freeze the first components of a state, so many draws of each in a batch."""
+    components = tuple(range(len(num_draws)))
+    draws = Draws(np.zeros((0, 1)), np.zeros(0, int), np.zeros(0), np.zeros((0, len(num_draws))))
+    proposal = MetaProposal.of(state.components, components, num_draws)
+    frozen = Frozen(proposal, components, num_batches, num_planned, draws, np.zeros(0), np.zeros(0))
+    return replace(state, phase=Phase.FROZEN, frozen=frozen)
+
+
+def flat(p):
+    return 0.0 * p["a"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "num_flows", "num_newest", "expected"),
+    [
+        (Phase.LADDER, 0, 0, {0: 1000}),
+        (Phase.LADDER, 1, 1, {0: 50, 1: 950}),
+        (Phase.LADDER, 4, 2, {0: 50, 3: 400, 4: 550}),
+        (Phase.POSTERIOR, 4, 2, {0: 50, 1: 50, 3: 400, 4: 500}),
+    ],
+    ids=["prior alone", "first flow", "kernels and flow", "posterior"],
+)
+def test_batch_is_shared_between_prior_broad_level_and_newest(phase, num_flows, num_newest, expected):
+    """A twentieth from the prior always, and in the posterior rounds as much from the highest level that holds it."""
+    state = state_of(flat, *[FLOW] * num_flows, prior_share=0.05)
+    # Every point has likelihood 1: level 1 holds all of the evidence, the levels above it none.
+    state = replace(state, phase=phase, contours=(-np.inf, 0.0, 1.0, 2.0, 3.0)[: 1 + num_flows])
+    assert components.allocate(state, 1000, num_newest) == expected
+
+
+@pytest.mark.parametrize(
+    ("num_batches", "ess", "target", "expected"),
+    [
+        (4, 500.0, 1000, 9),  # 1.05 * 4 * 2, rounded up: 5 % more than it seems to need
+        (10, 999.9, 1000, 11),
+        (10, 990.0, 500, 11),  # at least one
+        (2, 10.0, 10_000, 8),  # at most four times as many
+        (1, 0.0, 10_000, 4),
+    ],
+)
+def test_plan_leads_to_the_target_in_few_looks(num_batches, ess, target, expected):
+    frozen = freeze(state_of(flat), 100, num_batches=num_batches).frozen
+    assert frozen_phase._plan(frozen, ess, target).num_planned == expected
+
+
+def evidence(ess=500.0, khat=0.3, max_weight_share=0.001):
+    return Evidence(0.0, 0.1, ess, khat, max_weight_share)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "expected"),
+    [
+        (evidence(), False),
+        (evidence(khat=0.8, max_weight_share=0.02), True),
+        (evidence(khat=0.8, max_weight_share=0.005), False),
+        (evidence(khat=0.6, max_weight_share=0.02), False),
+        (evidence(ess=99.0), True),
+        (evidence(ess=101.0), False),
+    ],
+)
+def test_heavy_tail_or_low_efficiency_asks_for_training(estimate, expected):
+    """Of 1000 draws: k-hat above 0.7 with a draw above 1 %, or fewer than 100 effective."""
+    frozen = freeze(state_of(flat), 500, num_batches=2).frozen
+    assert frozen_phase._needs_training(frozen, estimate) is expected
+
+
+def test_frozen_phase_finishes_at_its_target_and_not_before():
+    """With equal weights the effective number is that of the draws: 100 a batch, target 150."""
+    state, after = freeze(state_of(flat, ess=150), 100), []
+    for seed in range(2):
+        state, info = nsflow.step(jax.random.key(seed), state)
+        after.append((state.phase, state.frozen.num_planned, round(info.ess), info.num_calls))
+    assert after == [(Phase.FROZEN, 2, 100, 200), (Phase.FINISHED, 2, 200, 300)]
+
+
+def test_frozen_phase_looks_only_when_the_plan_is_drawn():
+    state = freeze(state_of(flat, ess=150), 100, num_planned=4)
+    for seed in range(4):
+        assert state.phase is Phase.FROZEN
+        state, _ = nsflow.step(jax.random.key(seed), state)
+    assert state.phase is Phase.FINISHED
+
+
+def test_alarm_leads_back_to_training_until_the_restarts_are_spent():
+    """A posterior 1000 times narrower than the prior, all that was frozen: its draws become training points."""
+    state = freeze(state_of(lambda p: -0.5 * (p["a"] / 1e-3) ** 2, max_restarts=1), 400)
+    restarted, _ = nsflow.step(jax.random.key(0), state)
+    assert (restarted.phase, restarted.num_restarts, restarted.num_rounds) == (Phase.POSTERIOR, 1, 0)
+    assert restarted.frozen is None
+    assert (len(restarted.points.x), restarted.num_draws, restarted.num_calls) == (500, (500,), 500)
+    spent, _ = nsflow.step(jax.random.key(0), replace(state, num_restarts=1))
+    assert (spent.phase, spent.frozen.num_batches, spent.frozen.num_planned) == (Phase.FROZEN, 1, 4)
+
+
+@float64
+def test_frozen_mixture_begins_without_draws_and_favours_the_posterior():
+    """Pilot draws weigh the mixture and are not counted again; the exact posterior is nearly all of it."""
+    width = 0.1
+    posterior = replace(FLOW, scale=np.array([[width]]))
+    variance = 1 / (1 / width**2 - 1)  # of the likelihood whose product with the prior has this width
+    state = state_of(lambda p: -0.5 * p["a"] ** 2 / variance, posterior, ess=2000)
+    state = draw(jax.random.key(1), state, {0: 100, 1: 900}, np.ones(100, bool))
+    pilot = state.points.select(np.arange(1100) >= 100)
+    efficiency, frozen = posterior_phase._freeze(state, pilot, {0: 100, 1: 900})
+    assert (frozen.components, frozen.num_batches, frozen.num_planned) == ((0, 1), 0, 1)
+    assert len(frozen.draws.x) == len(frozen.log_likelihood) == len(frozen.log_prior) == 0
+    # Its floors, 1 % for the prior; w = Z / Q is constant where the prior's part is small.
+    assert frozen.proposal.num_draws == (2, 198)
+    assert efficiency == pytest.approx(1, abs=0.02)
+    after, _ = nsflow.step(jax.random.key(2), replace(state, phase=Phase.FROZEN, frozen=frozen))
+    assert np.bincount(after.frozen.draws.component).tolist() == [2, 198]
+    np.testing.assert_array_equal(after.frozen.num_draws, (2, 198))
+
+
+def uneven(heaviest, num_draws=(1, 4)):
+    """Five draws of a mixture of prior and flow where both are equal; the first is the prior's, of another weight."""
+    state = freeze(state_of(flat, FLOW), *num_draws, num_batches=1)
+    equal = np.zeros((5, 2))
+    draws = Draws(np.zeros((5, 1)), np.array([0, 1, 1, 1, 1]), equal[:, 0], equal)
+    log_likelihood = np.log([heaviest, 1.0, 1.0, 1.0, 1.0])
+    return replace(
+        state, frozen=state.frozen._replace(draws=draws, log_likelihood=log_likelihood, log_prior=np.zeros(5))
+    )
+
+
+@pytest.mark.parametrize(("missed", "expected"), [(False, 0.01), (True, 6 / 10)])
+def test_evidence_that_only_the_prior_proposes_is_an_alarm(missed, expected):
+    """Five draws of Q = 1/100 prior + 99/100 flow; one of weight 6 among 4 of weight 1 lies where the flow is not."""
+    state = uneven(6.0, num_draws=(1, 99))
+    log_q = state.frozen.draws.log_q.copy()
+    log_Q = np.zeros(5)
+    if missed:
+        log_q[0, 1], log_Q[0] = -np.inf, np.log(0.01)
+    log_likelihood = state.frozen.log_likelihood + log_Q  # the weights stay
+    draws = state.frozen.draws._replace(log_q=log_q, log_Q=log_Q)
+    state = replace(state, frozen=state.frozen._replace(draws=draws, log_likelihood=log_likelihood))
+    assert summary._prior_share(state.frozen) == pytest.approx(expected, abs=0.005)
+    alarms = summary._alarms(state, evidence())
+    assert alarms == (("only the prior proposes 60% of the evidence: the flows miss it",) if missed else ())
+
+
+def test_prior_as_the_best_proposal_is_no_alarm():
+    """Where the likelihood says nothing, the mixture is mostly prior, and so is the evidence."""
+    assert summary._alarms(uneven(1.0), evidence()) == ()
+
+
+@pytest.mark.parametrize(
+    ("estimate", "message"),
+    [(evidence(khat=0.71), "k-hat = 0.71"), (evidence(max_weight_share=0.06), "one draw carries 6%")],
+)
+def test_alarms_name_what_the_error_bar_hides(estimate, message):
+    (alarm,) = summary._alarms(uneven(1.0), estimate)
+    assert message in alarm
+    assert summary._alarms(uneven(1.0), evidence(khat=0.69, max_weight_share=0.04)) == ()
+
+
+def test_estimate_without_fresh_draws_says_so():
+    state = state_of(flat, FLOW)
+    for unfinished in (state, freeze(state, 1, 4)):
+        assert "no fresh draws" in summary._alarms(unfinished, evidence())[0]

@@ -1,0 +1,93 @@
+"""Draws and their bookkeeping: every point's density under all that was drawn, in closed form."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from scipy import stats
+
+import nsflow
+from nsflow.flow import Flow
+from nsflow.proposal import Draws, MetaProposal
+from nsflow.state import Frozen, count, draw, reclaim
+
+MEANS, WIDTHS = (1.0, -2.0), (0.5, 0.8)
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def log_q(x):
+    """Densities of the prior and of the two flows, shape (n, 3)."""
+    return np.stack([stats.norm.logpdf(x[:, 0], m, s) for m, s in zip((0, *MEANS), (1, *WIDTHS), strict=True)], axis=1)
+
+
+def log_sum(num_draws, x):
+    """Log of the sum of the flows' densities times their draws."""
+    with np.errstate(divide="ignore"):
+        return np.logaddexp.reduce(log_q(x)[:, 1:] + np.log(num_draws), axis=1)
+
+
+@pytest.fixture
+def state():
+    """100 points of the prior N(0, 1), and two normal flows not yet drawn from."""
+    prior = nsflow.Prior({"a": dist.Normal(0, 1)})
+    problem = nsflow.Problem(nsflow.likelihood.JaxLikelihood(lambda p: -(p["a"] ** 2)), prior)
+    flows = [
+        replace(Flow.from_velocity(lambda _, x: x, 1, num_steps=0), mean=np.array([m]), scale=np.array([[s]]))
+        for m, s in zip(MEANS, WIDTHS, strict=True)
+    ]
+    return nsflow.init(jax.random.key(0), problem, nsflow.Settings(num_prior=100)).add(*flows)
+
+
+def everything(state):
+    return np.ones(len(state.points.x), bool)
+
+
+def test_every_point_knows_all_draws(state):
+    """The counted density of old and new points is sum_k n_k q_k, and that of the prior is beside it."""
+    after = draw(jax.random.key(1), state, {0: 20, 1: 30, 2: 50}, everything(state))
+    points = after.points
+    assert (after.num_draws, points.num_prior, after.num_calls) == ((120, 30, 50), 120, state.num_calls + 100)
+    assert points.x.shape == (200, 1)
+    np.testing.assert_array_equal(points.x[:100], state.points.x)
+    np.testing.assert_allclose(points.log_flows, log_sum((30, 50), points.x), atol=1e-6)
+    np.testing.assert_allclose(points.log_likelihood, -(points.x[:, 0] ** 2))
+    mixture = np.logaddexp.reduce(log_q(points.x) + np.log([120, 30, 50]), axis=1)
+    np.testing.assert_allclose(points.log_prior_weights, log_q(points.x)[:, 0] - mixture, atol=1e-6)
+
+
+def test_only_active_points_learn_of_a_new_component(state):
+    active = state.points.x[:, 0] > 0
+    points = count(state, {0: 7, 1: 30, 2: 0}, active).points
+    np.testing.assert_allclose(points.log_flows[active], log_sum((30, 0), points.x[active]), atol=1e-6)
+    assert np.all(points.log_flows[~active] == -np.inf)
+    assert np.all(state.points.log_flows == -np.inf)  # the state that came in stays as it was
+
+
+def test_later_draws_of_a_component_are_booked_for_new_points_alone(state):
+    once = draw(jax.random.key(1), state, {1: 30}, everything(state))
+    twice = draw(jax.random.key(2), once, {1: 10}, everything(once))
+    assert twice.num_draws == (100, 40, 0)
+    np.testing.assert_array_equal(twice.points.log_flows[:130], once.points.log_flows)
+    np.testing.assert_allclose(twice.points.log_flows[130:], log_sum((40, 0), twice.points.x[130:]), atol=1e-6)
+
+
+def test_reclaimed_draws_join_the_points_and_are_booked(state):
+    """Two frozen batches of the prior and the second flow: each point once, no call twice, counts of both batches."""
+    state = draw(jax.random.key(1), state, {1: 30}, everything(state))
+    proposal = MetaProposal.of(state.components, (0, 2), (20, 25))
+    batches = [proposal.sample(jax.random.key(seed)) for seed in (2, 3)]
+    draws = Draws(*(np.concatenate(pair) for pair in zip(*batches, strict=True)))
+    frozen = Frozen(proposal, (0, 2), 2, 2, draws, -(draws.x[:, 0] ** 2), log_q(draws.x)[:, 0])
+    after = reclaim(replace(state, frozen=frozen), everything(state))
+    assert after.frozen is None
+    assert (after.num_draws, after.points.num_prior, after.num_calls) == ((140, 30, 50), 140, state.num_calls)
+    np.testing.assert_array_equal(after.points.x, np.concatenate([state.points.x, draws.x]))
+    np.testing.assert_array_equal(after.points.log_likelihood[130:], frozen.log_likelihood)
+    np.testing.assert_allclose(after.points.log_flows, log_sum((30, 50), after.points.x), atol=1e-6)
