@@ -49,7 +49,7 @@ def _plan(frozen: Frozen, ess: float, target: int | float) -> Frozen:
     A run that looked after each batch would stop when no heavy weight has come for a while: low by
     mu_3 / (n (1 + cv^2)), where mu_3 is the third moment of the weights over their mean.
     """
-    wanted = np.ceil(1.05 * frozen.num_batches * target / max(ess, 1.0))
+    wanted = np.ceil(1.02 * frozen.num_batches * target / max(ess, 1.0))
     return frozen._replace(num_planned=int(np.clip(wanted, frozen.num_batches + 1, 4 * frozen.num_batches)))
 
 
@@ -67,5 +67,5 @@ def _restart(state: State) -> State:
     """Give the frozen draws to training and repeat the last two rounds."""
     log_weights = state.points.log_posterior_weights
     state = reclaim(state, log_weights > np.logaddexp.reduce(log_weights) - np.log(100 * len(log_weights)))
-    num_rounds = max(0, len(state.settings.rounds) - 2)
+    num_rounds = max(0, state.settings.max_rounds - 2)
     return replace(state, phase=Phase.POSTERIOR, num_rounds=num_rounds, num_restarts=state.num_restarts + 1)

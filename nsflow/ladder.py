@@ -15,10 +15,9 @@ def climb(key: Array, state: State) -> tuple[State, StepInfo]:
     """Raise the contour, train on the points above it, draw; or leave the ladder at its end."""
     settings, points = state.settings, state.points
     num_dims = state.problem.prior.num_dims
-    min_ess = 1000.0 if num_trained(state) == 2 else 25.0 * num_dims
-    contour = next_contour(points, state.contours[-1], compression=settings.compression, min_ess=min_ess)
+    contour = next_contour(points, state.contours[-1], compression=settings.compression, min_ess=_min_ess(state))
     above = points.log_likelihood >= contour.log_likelihood
-    if np.sum(above) <= 2 * num_dims or (contour.ess < 0.25 * min_ess and state.num_waits < 2):
+    if np.sum(above) <= 2 * num_dims or (contour.ess < 0.25 * _min_ess(state) and state.num_waits < 2):
         return _wait(key, state, above)
     if evidence_share(points, contour.log_likelihood) < 0.5 or contour.log_mass > -0.1:
         return replace(state, phase=Phase.SCOUTING), describe(Phase.LADDER, state)
@@ -46,4 +45,14 @@ def _wait(key: Array, state: State, active: Bool[np.ndarray, " n"]) -> tuple[Sta
 
 def level_size(state: State) -> int:
     """Draws of one level."""
-    return state.settings.num_live or 1000 * num_trained(state)
+    default = 1000 if num_trained(state) == 2 else 50 * max(10, state.problem.prior.num_dims)
+    return state.settings.num_live or default
+
+
+def _min_ess(state: State) -> float:
+    """Effective number of points to train a level on.
+
+    Kernels want many; a flow that starts from a Gaussian wants a dozen a dimension, which leaves a quarter of its
+    draws above a contour that holds a seventh of the prior mass.
+    """
+    return 400.0 if num_trained(state) == 2 else 12.0 * max(10, state.problem.prior.num_dims)

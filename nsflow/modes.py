@@ -133,34 +133,51 @@ def isolation(
     return np.array([np.min(distance, initial=np.inf) for distance in distances])
 
 
-def ascend(target: Callable[[np.ndarray], tuple[float, np.ndarray]], start: Float[np.ndarray, " d"]) -> Mode:
-    r"""Climb from a point to the maximum above it and measure its width.
+Function = Callable[[np.ndarray], tuple[float, np.ndarray]]  # of a point: value and gradient
+
+
+def ascend(target: Function, start: Float[np.ndarray, " d"]) -> tuple[Float[np.ndarray, " d"], float]:
+    """Climb from a point to the maximum above it.
 
     Args:
         target: Function of a point that returns value and gradient.
         start: Where to start, shape ``(d,)``.
 
     Returns:
-        The best point met, with :math:`L L^T = (-\nabla\nabla f)^{-1}` there. Curvatures below one, the prior's, are
-        raised to one: along a ridge the mode ends where the prior does.
+        The best point met and its value.
 
     References:
         Byrd, Lu, Nocedal & Zhu (1995), *A Limited Memory Algorithm for Bound Constrained Optimization*.
     """
-    best = -np.inf, start
+    best = start, -np.inf
 
     def negative(x: np.ndarray) -> tuple[float, np.ndarray]:
         nonlocal best
         value, gradient = target(x)
-        if value > best[0]:
-            best = value, x.copy()
+        if value > best[1]:
+            best = x.copy(), value
         # The line search turns back from a large number; infinity would end it.
         return (-value if value > -np.inf else 1e300), -gradient
 
     minimize(negative, start, jac=True, method="L-BFGS-B", options={"maxfun": MAX_EVALUATIONS})
-    value, centre = best
-    steps = STEP * np.eye(len(start))
+    return best
+
+
+def measure(target: Function, centre: Float[np.ndarray, " d"], log_density: float) -> Mode:
+    r"""Measure the width of a mode: :math:`L L^T = (-\nabla\nabla f)^{-1}` by differences of the gradient.
+
+    Curvatures below one, the prior's, are raised to one: along a ridge the mode ends where the prior does.
+
+    Args:
+        target: Function of a point that returns value and gradient.
+        centre: The maximum, shape ``(d,)``.
+        log_density: Value there, nats.
+
+    Returns:
+        The mode.
+    """
+    steps = STEP * np.eye(len(centre))
     hessian = np.stack([(target(centre + h)[1] - target(centre - h)[1]) / (2 * STEP) for h in steps])
     curvatures, axes = np.linalg.eigh(-0.5 * (hessian + hessian.T))
     covariance = (axes / np.maximum(curvatures, 1.0)) @ axes.T
-    return Mode(centre, value, np.linalg.cholesky(covariance))
+    return Mode(centre, log_density, np.linalg.cholesky(covariance))

@@ -1,4 +1,4 @@
-"""Third phase: rounds that train on the posterior, until the mixture promises enough to be frozen."""
+"""Third phase: rounds that train on the posterior, until another one would cost more than it saves."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ BROAD_FLOOR = 0.03  # and of the broad level, which bounds them where the poster
 
 
 def refine(key: Array, state: State) -> tuple[State, StepInfo]:
-    """Train on all points with posterior weights, draw; after the last round, freeze."""
+    """Train on all points with posterior weights, draw; freeze when that was good enough."""
     settings = state.settings
     log_weights = state.points.log_posterior_weights
     # Points of a weight below 1 % of the average are most of the ladder and none of the posterior.
@@ -27,19 +27,19 @@ def refine(key: Array, state: State) -> tuple[State, StepInfo]:
     num_draws = allocate(state.add(*trained), round_size(state), len(trained))
     state = draw(key_draw, state.add(*trained), num_draws, chosen)
     state = replace(state, num_rounds=state.num_rounds + 1)
-    if state.num_rounds >= len(settings.rounds):
-        fresh = np.arange(len(state.points.x)) >= num_before
-        efficiency, frozen = _freeze(state, state.points.select(fresh), num_draws)
-        if efficiency > 0.5 or state.num_rounds >= len(settings.rounds) + settings.max_extra_rounds:
-            state = replace(state, phase=Phase.FROZEN, frozen=frozen)
+    fresh = np.arange(len(state.points.x)) >= num_before
+    efficiency, frozen = _freeze(state, state.points.select(fresh), num_draws)
+    # A further round wins back about a quarter of the draws that are lost to unequal weights.
+    savings = 0.25 * settings.ess * (1 / efficiency - 1)
+    if savings < round_size(state) or state.num_rounds >= settings.max_rounds:
+        state = replace(state, phase=Phase.FROZEN, frozen=frozen)
     return state, describe(Phase.POSTERIOR, state, info)
 
 
 def round_size(state: State) -> int:
-    """Draws of one round: the planned ones, then extra ones as large as the largest."""
+    """Draws of the next round."""
     rounds = state.settings.rounds
-    share = rounds[state.num_rounds] if state.num_rounds < len(rounds) else max(rounds)
-    return max(500, round(share * state.settings.ess))
+    return max(500, round(rounds[min(state.num_rounds, len(rounds) - 1)] * state.settings.ess))
 
 
 def _freeze(state: State, pilot: Points, num_draws: dict[int, int]) -> tuple[float, Frozen]:
@@ -58,9 +58,9 @@ def _freeze(state: State, pilot: Points, num_draws: dict[int, int]) -> tuple[flo
     )
     # A component of less than 5 % beyond its floor gains less than the evaluation of its density costs.
     kept = [(k, w) for k, w, f in zip(candidates, weights, floor, strict=True) if f > 0 or w > 0.05]
-    size = np.clip(state.settings.ess / 10, 200, 2000) / sum(w for _, w in kept)
+    size = np.clip(state.settings.ess / 20, 200, 2000) / sum(w for _, w in kept)
     indices = tuple(k for k, _ in kept)
     proposal = MetaProposal.of(state.components, indices, tuple(max(2, round(size * w)) for _, w in kept))
     nothing = np.zeros(0)
     draws = Draws(np.zeros((0, pilot.x.shape[1])), np.zeros(0, int), nothing, np.zeros((0, len(kept))))
-    return float(efficiency), Frozen(proposal, indices, 0, 1, draws, nothing, nothing)
+    return max(float(np.nan_to_num(efficiency)), 1e-6), Frozen(proposal, indices, 0, 1, draws, nothing, nothing)

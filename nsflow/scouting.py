@@ -6,10 +6,9 @@ import numpy as np
 from jaxtyping import Array
 
 from nsflow.kernels import Kernels
-from nsflow.modes import Mode, Target, ascend, isolation, local_maxima
+from nsflow.modes import Mode, Target, ascend, isolation, local_maxima, measure
 from nsflow.state import PRIOR, Phase, State, StepInfo, describe, draw, log_mixture
 
-MAX_FRUITLESS = 5  # ascents in a row that lead to nothing new before a search ends
 MIN_SHARE = 1e-3  # of the evidence, by Laplace's approximation, that makes a mode worth a component
 
 
@@ -41,11 +40,11 @@ def scout(key: Array, state: State) -> tuple[State, StepInfo]:
 
 def largest_search(state: State) -> int:
     """Largest number of likelihood calls of one step."""
-    return _budget(state) + _batch_size(state)
+    return _max_calls(state) + _batch_size(state)
 
 
-def _budget(state: State) -> int:
-    """Calls that one search may spend on ascents."""
+def _max_calls(state: State) -> int:
+    """Calls that one search may spend on ascents; a quarter of them in vain."""
     return max(1000, round(0.2 * state.settings.ess))
 
 
@@ -70,26 +69,30 @@ def _starts(state: State) -> list[int]:
 
 def _search(state: State, starts: list[int]) -> tuple[list[Mode], int]:
     """Climb from one start after the other; return the modes that no component covers, and the calls made."""
-    target = Target(state.problem.likelihood, state.problem.prior, max_calls=_budget(state))
+    target = Target(state.problem.likelihood, state.problem.prior, max_calls=_max_calls(state))
     logZ = np.logaddexp.reduce(state.points.log_posterior_weights)
     modes: list[Mode] = []
-    fruitless = 0
+    calls_at_find = 0
     for start in starts:
-        if fruitless == MAX_FRUITLESS or target.is_exhausted:
+        if target.is_exhausted or target.num_calls - calls_at_find > _max_calls(state) // 4:
             break
-        mode = ascend(target, state.points.x[start])
-        if _is_new(state, mode, modes, logZ):
+        centre, log_density = ascend(target, state.points.x[start])
+        if _is_covered(state, centre, log_density, logZ):
+            continue
+        mode = measure(target, centre, log_density)
+        if mode.log_evidence > logZ + np.log(MIN_SHARE) and not any(_is_within(mode, other) for other in modes):
             modes.append(mode)
-            fruitless = 0
-        else:
-            fruitless += 1
+            calls_at_find = target.num_calls
     return modes, target.num_calls
 
 
-def _is_new(state: State, mode: Mode, others: list[Mode], logZ: float) -> bool:
-    """Whether a draw on top of the mode would outweigh all points so far, and the mode holds evidence to matter."""
-    log_Q = log_mixture(state, mode.centre[None])
-    log_prior = np.asarray(state.problem.prior.latent_log_prob(mode.centre[None]))
-    log_weight = mode.log_density - np.logaddexp(log_Q, np.log(state.points.num_prior) + log_prior)[0]
-    known = any(np.sum(np.linalg.solve(other.scale, mode.centre - other.centre) ** 2) < 1 for other in others)
-    return bool(not known and log_weight > logZ and mode.log_evidence > logZ + np.log(MIN_SHARE))
+def _is_covered(state: State, centre: np.ndarray, log_density: float, logZ: float) -> bool:
+    """Whether a draw on top of the mode would weigh less than all points so far together."""
+    log_prior = np.asarray(state.problem.prior.latent_log_prob(centre[None]))
+    log_Q = np.logaddexp(log_mixture(state, centre[None]), np.log(state.points.num_prior) + log_prior)[0]
+    return bool(log_density - log_Q < logZ)
+
+
+def _is_within(mode: Mode, other: Mode) -> bool:
+    """Whether two ascents ended in one maximum."""
+    return bool(np.sum(np.linalg.solve(other.scale, mode.centre - other.centre) ** 2) < 1)

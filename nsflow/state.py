@@ -26,14 +26,15 @@ class Settings:
         ess: Effective sample size of fresh draws at which a run is finished.
         max_calls: Likelihood calls that a run never exceeds; one that would is returned unfinished.
         num_prior: Draws from the prior at the start.
-        num_live: Draws of each level of the ladder: the safety knob. If left out 1000, and 2000 in the dimensions of
-            the kernels: of eighteen modes in 2-d, 1000 draws a level lost one in two runs of three.
+        num_live: Draws of each level of the ladder: the safety knob. If left out 1000 in the dimensions of the kernels,
+            beyond them 50 a dimension and at least 500.
         compression: Logs of the smallest and the largest share of the prior mass that a level keeps, in nats.
         max_scouts: Largest number of draws from the prior in the search for modes that the ladder lost.
         prior_share: Share of the prior among the draws of each level and round.
         kernel_dims: Largest dimension in which kernels propose beside the flows.
-        rounds: Draws of the posterior rounds as shares of `ess`; the last round only weighs the frozen mixture.
-        max_extra_rounds: How many rounds may follow while the mixture promises less than one half of its draws.
+        rounds: Draws of the posterior rounds as shares of `ess`, the last of them repeated. A round follows only while
+            it promises to save more draws than it costs.
+        max_rounds: Largest number of posterior rounds.
         max_restarts: How often an alarm in the frozen phase leads back to training.
         ladder: How the levels are trained.
         posterior: How the posterior rounds are trained.
@@ -54,8 +55,8 @@ class Settings:
     max_scouts: int = 20_000
     prior_share: float = 0.05
     kernel_dims: int = 6
-    rounds: tuple[float, ...] = (0.1, 0.2, 0.05)
-    max_extra_rounds: int = 3
+    rounds: tuple[float, ...] = (0.1, 0.2)
+    max_rounds: int = 4
     max_restarts: int = 2
     ladder: Training = field(default_factory=lambda: Training(num_steps=600, patience=1, held_out=0.2))
     posterior: Training = field(default_factory=Training)
@@ -109,7 +110,7 @@ class Frozen(NamedTuple):
 
     @property
     def log_weights(self) -> Float[np.ndarray, " n"]:
-        r"""Log of :math:`L \\pi / Q`, nats."""
+        r"""Log of :math:`L \pi / Q`, nats."""
         return self.log_likelihood + self.log_prior - self.draws.log_Q
 
     @property

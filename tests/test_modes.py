@@ -8,7 +8,7 @@ from scipy import stats
 
 from nsflow.host import HostLikelihood
 from nsflow.likelihood import JaxLikelihood
-from nsflow.modes import Target, ascend, isolation, local_maxima
+from nsflow.modes import Target, ascend, isolation, local_maxima, measure
 from nsflow.prior import Prior
 
 PRIOR = Prior({"a": dist.Normal(1.0, 2.0), "b": dist.Uniform(-3.0, 3.0)})
@@ -43,8 +43,9 @@ def test_value_gradient_and_price_of_a_target(make, price):
 @pytest.mark.parametrize("make", [jax_target, host_target])
 def test_target_never_exceeds_its_calls(make):
     target = make(max_calls=24)
-    ascend(target, np.array([2.0, 2.0]))
-    assert target.num_calls <= 24
+    for _ in range(24):
+        ascend(target, np.array([2.0, 2.0]))
+    assert 24 - 5 < target.num_calls <= 24
     assert target.is_exhausted
     assert target(np.zeros(2))[0] == -np.inf
 
@@ -61,7 +62,11 @@ def test_ascent_finds_a_normal_exactly():
     covariance = np.array([[0.04, 0.03], [0.03, 0.09]])
     normal = stats.multivariate_normal([3.0, -1.0], covariance)
     precision = np.linalg.inv(covariance)
-    mode = ascend(lambda x: (normal.logpdf(x), -precision @ (x - normal.mean)), np.array([-5.0, 4.0]))
+
+    def target(x):
+        return normal.logpdf(x), -precision @ (x - normal.mean)
+
+    mode = measure(target, *ascend(target, np.array([-5.0, 4.0])))
     np.testing.assert_allclose(mode.centre, normal.mean, atol=1e-4)
     np.testing.assert_allclose(mode.scale @ mode.scale.T, covariance, rtol=1e-4)
     assert mode.log_evidence == pytest.approx(0, abs=1e-4)
@@ -69,7 +74,11 @@ def test_ascent_finds_a_normal_exactly():
 
 def test_ascent_keeps_a_ridge_within_the_prior():
     """No curvature along the second axis: the mode is as wide as the prior there, one."""
-    mode = ascend(lambda x: (-50 * x[0] ** 2, np.array([-100 * x[0], 0.0])), np.array([1.0, 2.0]))
+
+    def target(x):
+        return -50 * x[0] ** 2, np.array([-100 * x[0], 0.0])
+
+    mode = measure(target, *ascend(target, np.array([1.0, 2.0])))
     np.testing.assert_allclose(mode.scale @ mode.scale.T, np.diag([0.01, 1.0]), atol=1e-4)
 
 
@@ -77,9 +86,9 @@ def test_ascent_survives_an_edge_of_zero_likelihood():
     def half(x):
         return (-np.inf, np.zeros(1)) if x[0] < 0 else (-x[0], -np.ones(1))
 
-    mode = ascend(half, np.array([1.0]))
-    assert 0 <= mode.centre[0] <= 1
-    assert np.isfinite(mode.log_density)
+    centre, value = ascend(half, np.array([1.0]))
+    assert 0 <= centre[0] <= 1
+    assert value == -centre[0]
 
 
 def test_local_maxima_of_two_peaks_and_no_more():

@@ -62,7 +62,7 @@ def test_batch_is_shared_between_prior_broad_level_and_newest(phase, num_flows, 
 @pytest.mark.parametrize(
     ("num_batches", "ess", "target", "expected"),
     [
-        (4, 500.0, 1000, 9),  # 1.05 * 4 * 2, rounded up: 5 % more than it seems to need
+        (4, 500.0, 1000, 9),  # 1.02 * 4 * 2, rounded up: 2 % more than it seems to need
         (10, 999.9, 1000, 11),
         (10, 990.0, 500, 11),  # at least one
         (2, 10.0, 10_000, 8),  # at most four times as many
