@@ -1,0 +1,10 @@
+"""Sphinx configuration: `python -m sphinx docs docs/_build`, with the extra `docs` installed."""
+
+project = "nsflow"
+author = "The nsflow developers"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
+html_theme = "furo"
+exclude_patterns = ["_build"]
+autodoc_typehints = "none"  # shapes are in the docstrings; jaxtyping's strings are not names that can be linked
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
