@@ -4,12 +4,13 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from nsflow import flow
+from nsflow import flow, surrogate
 from nsflow.flow import FlowInfo
 from nsflow.kernels import Kernels
 from nsflow.points import evidence_share, truncate
 from nsflow.proposal import Proposal
 from nsflow.state import PRIOR, Phase, State
+from nsflow.thinning import Thinned, acceptance
 from nsflow.train import Training
 
 
@@ -27,6 +28,20 @@ def train(
     new, info = flow.fit(key_flow, x, log_weights, training=training)
     kernels = [Kernels.fit(key_kernels, x, log_weights)] if num_trained(state) == 2 else []
     return [*kernels, new], info
+
+
+def thin(key: Array, state: State, trained: list[Proposal]) -> list[Proposal]:
+    """Let a surrogate of the likelihood decide which draws are worth a call."""
+    key_fit, *keys = jax.random.split(key, 1 + len(trained))
+    points = state.points.select(state.points.log_likelihood > -np.inf)
+    fitted = surrogate.fit(key_fit, points.x, points.log_likelihood, truncate(points.log_posterior_weights))
+    prior = state.problem.prior
+    return [Thinned.fit(k, proposal, fitted, prior) for k, proposal in zip(keys, trained, strict=True)]
+
+
+def num_candidates(state: State, calls: dict[int, int]) -> dict[int, int]:
+    """Draws of each component that lead to so many likelihood calls."""
+    return {k: round(n / acceptance(state.components[k])) for k, n in calls.items()}
 
 
 def broad_level(state: State) -> int:

@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from nsflow import train
+from nsflow.objective import FlowMatching
 from nsflow.precision import float64
 from nsflow.train import Training, TrainingInfo
 from nsflow.velocity import Architecture, as_velocity
@@ -89,7 +90,7 @@ class Flow:
         """Dimension d of the points."""
         return self.mean.shape[0]
 
-    def sample(self, key: Array, num_samples: int) -> Float[Array, "n d"]:
+    def sample(self, key: Array, num_samples: int) -> Float[Array | np.ndarray, "n d"]:
         """Draw points.
 
         Args:
@@ -101,7 +102,7 @@ class Flow:
         """
         return self.forward(_base(key, num_samples, self.num_dims))
 
-    def log_prob(self, x: Float[Any, "n d"]) -> Float[Array, " n"]:
+    def log_prob(self, x: Float[Any, "n d"]) -> Float[Array | np.ndarray, " n"]:
         """Exact log-density of the map that `sample` applies.
 
         Args:
@@ -112,7 +113,9 @@ class Flow:
         """
         return self.inverse(x).log_prob
 
-    def sample_and_log_prob(self, key: Array, num_samples: int) -> tuple[Float[Array, "n d"], Float[Array, " n"]]:
+    def sample_and_log_prob(
+        self, key: Array, num_samples: int
+    ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, " n"]]:
         """Draw points together with their log-density.
 
         Args:
@@ -128,9 +131,9 @@ class Flow:
         x = self.forward(z)
         preimage = self.inverse(x)
         recovered = np.max(np.abs(preimage.z - z), axis=1) < 1e-3
-        return x, jnp.where(recovered, preimage.log_prob, jnp.nan)
+        return np.asarray(x), np.where(recovered, preimage.log_prob, np.nan)
 
-    def forward(self, z: Float[Any, "n d"]) -> Float[Array, "n d"]:
+    def forward(self, z: Float[Any, "n d"]) -> Float[Array | np.ndarray, "n d"]:
         """Carry base points to the data, shape ``(n, d)`` to ``(n, d)``."""
         return _by_chunks(_forward, self, z)
 
@@ -144,7 +147,9 @@ class Flow:
             return quick
         # Every point of a chunk pays for its slowest one: the few that need more steps have chunks of their own.
         careful = _by_chunks(partial(_inverse, max_steps=MAX_NEWTON), self, np.asarray(x)[hard])
-        return Preimage(*(_replace(old, hard, new) for old, new in zip(quick, careful, strict=True)))
+        for old, new in zip(quick, careful, strict=True):
+            old[hard] = new
+        return quick
 
 
 def _base(key: Array, num_samples: int, num_dims: int) -> np.ndarray:
@@ -168,15 +173,8 @@ def _by_chunks(function: Callable, flow: Flow, x: Any) -> Any:
     fill = np.zeros((-len(x) % CHUNK, flow.num_dims), x.dtype) + np.asarray(flow.mean, x.dtype)
     chunks = np.concatenate([x, fill]).reshape(-1, CHUNK, flow.num_dims)
     results = [function(flow, chunk) for chunk in chunks] or [function(flow, np.zeros((CHUNK, flow.num_dims)))]
-    # Joined by numpy: JAX would compile a new concatenation for every number of chunks.
-    return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)[: len(x)]), *results)
-
-
-def _replace(values: Array, rows: np.ndarray, new: Array) -> Array:
-    """Put new rows into an array, by numpy: JAX would compile for every number of them."""
-    copy = np.array(values)
-    copy[rows] = new
-    return jnp.asarray(copy)
+    # Joined by numpy: JAX would compile for every number of points.
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(x)], *results)
 
 
 # ------------------------------------------------------------- the discrete map, written for one point
@@ -312,7 +310,7 @@ def fit(
     """
     points, log_weights = _check(points, log_weights)
     key_split, key_init, key_train = jax.random.split(key, 3)
-    mean, scale = _moments(points, log_weights)
+    mean, scale = moments(points, log_weights)
     white = np.linalg.solve(scale, (points - mean).T).T
     order = np.random.default_rng(np.asarray(jax.random.key_data(key_split))).permutation(len(points))
     num_held_out = min(CHUNK, int(training.held_out * len(points)))
@@ -328,12 +326,13 @@ def fit(
     architecture = training.architecture or Architecture.of_dims(num_dims)
     velocity = architecture.init(key_init, num_dims, training.path)
     gaussian = Flow(velocity, np.zeros(num_dims), np.eye(num_dims), np.int32(0))
-    flow = replace(gaussian, num_steps=np.int32(training.integration_steps or max(4, 24 // num_dims)))
+    flow = replace(gaussian, num_steps=np.int32(training.integration_steps or max(6, 24 // num_dims)))
     velocity, info = train.fit(
         key_train,
         velocity,
         white[kept],
         log_weights[kept],
+        objective=FlowMatching(training.path),
         training=training,
         score=lambda velocity: score(replace(flow, velocity=velocity)),
         score_now=score(gaussian),  # the untrained network is zero
@@ -356,7 +355,7 @@ def _refine(flow: Flow, best: float, score: Callable[[Flow], float]) -> tuple[Fl
     return flow, best
 
 
-def _moments(points: np.ndarray, log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def moments(points: np.ndarray, log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weighted mean and Cholesky factor of the covariance."""
     weights = _normalise(log_weights)
     mean = weights @ points

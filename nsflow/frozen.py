@@ -9,6 +9,7 @@ from nsflow.evidence import Evidence
 from nsflow.likelihood import evaluate
 from nsflow.proposal import Draws
 from nsflow.state import Frozen, Phase, State, StepInfo, reclaim
+from nsflow.thinning import at_most, expected_calls
 
 
 def draw_frozen(key: Array, state: State) -> tuple[State, StepInfo]:
@@ -43,6 +44,12 @@ def draw_frozen(key: Array, state: State) -> tuple[State, StepInfo]:
     return replace(state, frozen=_plan(frozen, estimate.ess, state.settings.ess)), info
 
 
+def largest_batch(state: State) -> int:
+    """Likelihood calls that one batch will not exceed."""
+    assert state.frozen is not None
+    return at_most(expected_calls(state.frozen.proposal))
+
+
 def _plan(frozen: Frozen, ess: float, target: int | float) -> Frozen:
     """Decide how many batches to draw before the target is looked at again: to the target, at most four times as many.
 
@@ -59,7 +66,7 @@ def _needs_training(frozen: Frozen, estimate: Evidence) -> bool:
     Asking seldom matters: a run that stops at the first heavy weight throws away the very draw that would have
     corrected its evidence upwards, and the next frozen phase must find it again.
     """
-    efficiency = estimate.ess / np.sum(frozen.num_draws)
+    efficiency = estimate.ess / (frozen.num_batches * expected_calls(frozen.proposal))
     return bool((estimate.khat > 0.7 and estimate.max_weight_share > 0.01) or efficiency < 0.1)
 
 

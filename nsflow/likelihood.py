@@ -23,8 +23,8 @@ from nsflow.batch import (
 from nsflow.host import HostLikelihood, evaluate_host
 from nsflow.precision import float64
 
-# Rows of one JAX call: large enough to keep the processor busy, small enough for models that need 10 MB a point.
-CHUNK = 500
+# Rows of one JAX call: the largest keeps the processor busy and is small enough for models that need 10 MB a point.
+CHUNKS = (256, 64, 16, 4, 1)
 
 
 @final
@@ -175,11 +175,15 @@ def require_finite(log_likelihood: Float[np.ndarray, " n"]) -> None:
 
 
 def _jax(likelihood: JaxLikelihood, host: dict[str, np.ndarray]) -> np.ndarray:
-    """Evaluate in chunks of one size and a remainder of its own size, so that few shapes compile."""
+    """Evaluate in chunks of few sizes, each of which compiles once."""
     # No padding: every row evaluated is one that was asked for, also when the function counts its calls.
-    pieces = [rows(host, slice(start, start + CHUNK)) for start in range(0, num_points(host), CHUNK)]
-    values = [np.asarray(likelihood._batched(piece), np.float64) for piece in pieces]
-    return np.concatenate([np.zeros(0), *values])
+    values, start = [np.zeros(0)], 0
+    for size in CHUNKS:
+        while num_points(host) - start >= size:
+            piece = rows(host, slice(start, start + size))
+            values.append(np.asarray(likelihood._batched(piece), np.float64))
+            start += size
+    return np.concatenate(values)
 
 
 NOT_TRACEABLE = (

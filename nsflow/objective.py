@@ -1,13 +1,34 @@
-"""Losses that teach a field, each for one point of the path."""
+"""Losses that teach a field: for one point as on paper, and as objectives over a minibatch."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nsflow.path import AbstractPath
 
 Velocity = Callable[[Array, Array], Array]
+
+
+class AbstractObjective(ABC):
+    """What a field is taught by: the mean loss over a minibatch of rows of the training set."""
+
+    @abstractmethod
+    def __call__(self, key: Array, field: Any, rows: Float[Array, "n k"]) -> Float[Array, ""]:
+        """Mean loss.
+
+        Args:
+            key: JAX random key.
+            field: What is trained, a callable pytree.
+            rows: Minibatch of the training set, in its order, shape ``(n, k)``.
+
+        Returns:
+            The loss, a scalar.
+        """
 
 
 def flow_matching(
@@ -45,3 +66,52 @@ def flow_matching(
     """
     x_t, u_t = path.sample(t, x0, x1)
     return jnp.mean((velocity(t, x_t) - u_t) ** 2)
+
+
+@final
+@dataclass(frozen=True)
+class FlowMatching(AbstractObjective):
+    """Conditional flow matching with stratified times; rows are data points, paired with base draws at random.
+
+    Args:
+        path: The path between base and data.
+    """
+
+    path: AbstractPath
+
+    def __call__(self, key: Array, field: Velocity, rows: Float[Array, "n d"]) -> Float[Array, ""]:
+        """Mean of `flow_matching` over the minibatch."""
+        t, x0 = self.pair(key, rows)
+        return jnp.mean(jax.vmap(flow_matching, (None, None, 0, 0, 0))(field, self.path, t, x0, rows))
+
+    def pair(self, key: Array, rows: Float[Array, "n d"]) -> tuple[Float[Array, " n"], Float[Array, "n d"]]:
+        """Times and base draws for a minibatch."""
+        key_t, key_order, key_x0 = jax.random.split(key, 3)
+        size = rows.shape[0]
+        strata = (jnp.arange(size, dtype=jnp.float32) + jax.random.uniform(key_t, (size,), jnp.float32)) / size
+        # The rows of a resample are in order, so the times must not be.
+        return jax.random.permutation(key_order, strata), jax.random.normal(key_x0, rows.shape, jnp.float32)
+
+
+@final
+@dataclass(frozen=True)
+class Regression(AbstractObjective):
+    r"""Huber loss of a scalar field; the last column of a row is the value wanted, in nats.
+
+    A value at or below the floor only says "low": a field that is lower still is not punished.
+
+    Args:
+        floor: Smallest value that is meant literally.
+
+    References:
+        Huber (1964), *Robust Estimation of a Location Parameter*, with the corner at one nat.
+    """
+
+    floor: float
+
+    def __call__(self, key: Array, field: Callable[[Array], Array], rows: Float[Array, "n k"]) -> Float[Array, ""]:  # noqa: ARG002
+        """Mean loss over the minibatch."""
+        wanted = rows[:, -1]
+        error = jax.vmap(field)(rows[:, :-1]) - wanted
+        error = jnp.abs(jnp.where((wanted <= self.floor) & (error < 0), 0.0, error))
+        return jnp.mean(jnp.where(error < 1, 0.5 * error**2, error - 0.5))

@@ -9,6 +9,7 @@ from typing import Any, Protocol, final, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from nsflow.cube import Cube
@@ -168,7 +169,7 @@ class Prior:
         return f"Prior(names={self.names}, num_dims={self.num_dims})"
 
     @float64
-    def sample(self, key: Array, num_samples: int) -> dict[str, Float[Array, "..."]]:
+    def sample(self, key: Array, num_samples: int) -> dict[str, Float[Array | np.ndarray, "..."]]:
         """Draw from the prior: the same points as `latent_sample` with the same key.
 
         Args:
@@ -181,7 +182,7 @@ class Prior:
         return self._run["sample"](key, num_samples)
 
     @float64
-    def latent_sample(self, key: Array, num_samples: int) -> Float[Array, "n d"]:
+    def latent_sample(self, key: Array, num_samples: int) -> Float[Array | np.ndarray, "n d"]:
         """Draw from the prior, in the latent space.
 
         Args:
@@ -194,7 +195,7 @@ class Prior:
         return self._run["latent_sample"](key, num_samples)
 
     @float64
-    def forward(self, z: Float[Array | np.ndarray, "*batch d"]) -> dict[str, Float[Array, "..."]]:
+    def forward(self, z: Float[Array | np.ndarray, "*batch d"]) -> dict[str, Float[Array | np.ndarray, "..."]]:
         """Map latent points to parameters.
 
         Args:
@@ -210,7 +211,7 @@ class Prior:
         return {name: x.reshape((*batch, *x.shape[1:])) for name, x in self._run["forward"](flat).items()}
 
     @float64
-    def inverse(self, params: Params) -> Float[Array, "*batch d"]:
+    def inverse(self, params: Params) -> Float[Array | np.ndarray, "*batch d"]:
         """Map parameters to latent points.
 
         Args:
@@ -226,7 +227,7 @@ class Prior:
         return self._run["inverse"](flat).reshape((*batch, self.num_dims))
 
     @float64
-    def log_prob(self, params: Params) -> Float[Array, "*batch"]:
+    def log_prob(self, params: Params) -> Float[Array | np.ndarray, "*batch"]:
         """Log density of the parameters, in nats.
 
         Args:
@@ -242,7 +243,7 @@ class Prior:
         return self._run["log_prob"](flat).reshape(batch)
 
     @float64
-    def latent_log_prob(self, z: Float[Array | np.ndarray, "*batch d"]) -> Float[Array, "*batch"]:
+    def latent_log_prob(self, z: Float[Array | np.ndarray, "*batch d"]) -> Float[Array | np.ndarray, "*batch"]:
         """Log density of the prior in the latent space, in nats; N(0, I) unless a parameter has no quantile function.
 
         Args:
@@ -273,8 +274,8 @@ class Prior:
         flat, _ = self._params(params)
         return np.concatenate([np.asarray(x).reshape(len(x), -1) for x in flat.values()], axis=1)
 
-    def _latent(self, z: Any) -> tuple[Array, tuple[int, ...]]:
-        z = jnp.asarray(z, jnp.float64)
+    def _latent(self, z: Any) -> tuple[Any, tuple[int, ...]]:
+        z = _float64(z)
         if z.shape[-1:] != (self.num_dims,):
             raise ValueError(
                 f"`Prior` expected latent points of shape (..., {self.num_dims}); got shape {z.shape}. "
@@ -282,13 +283,13 @@ class Prior:
             )
         return z.reshape((-1, self.num_dims)), z.shape[:-1]
 
-    def _params(self, params: Params) -> tuple[dict[str, Array], tuple[int, ...]]:
+    def _params(self, params: Params) -> tuple[dict[str, Any], tuple[int, ...]]:
         """Check the names and shapes and give all parameters one batch axis, in the prior's order."""
         if set(params) != set(self.shapes):
             raise ValueError(
                 f"`Prior` expected values of the parameters {list(self.shapes)}; got {list(params)}. Give each one."
             )
-        arrays = {name: jnp.asarray(params[name], jnp.float64) for name in self.shapes}
+        arrays = {name: _float64(params[name]) for name in self.shapes}
         batches = set()
         for name, shape in self.shapes.items():
             cut = arrays[name].ndim - len(shape)
@@ -308,14 +309,52 @@ class Prior:
         return {name: x.reshape((size, *self.shapes[name])) for name, x in arrays.items()}, batch
 
 
+def _float64(x: Any) -> Any:
+    return x.astype(jnp.float64) if isinstance(x, Tracer) else np.asarray(x, np.float64)
+
+
+def _on_arrays(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda batch: function(jax.tree.map(jnp.asarray, batch))
+
+
+def _in_few_sizes(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Pad the batch axis to a power of two, so that batches of any size share a few compilations."""
+
+    def padded(batch: Any) -> Any:
+        leaves = jax.tree.leaves(batch)
+        if any(isinstance(x, Tracer) for x in leaves) or len(leaves[0]) == 0:
+            return function(batch)
+        num_rows = len(leaves[0])
+        size = max(64, 1 << (num_rows - 1).bit_length())
+        filled = jax.tree.map(
+            lambda x: np.pad(x, [(0, size - num_rows)] + [(0, 0)] * (np.ndim(x) - 1), mode="edge"), batch
+        )
+        return jax.tree.map(lambda x: np.asarray(x)[:num_rows], function(filled))
+
+    return padded
+
+
+def _first_of_many(function: Callable[[Array, int], Any]) -> Callable[[Array, int], Any]:
+    """Draw a power of two and keep the first: every number of draws would compile a generator of its own."""
+    drawn = jax.jit(function, static_argnums=1)
+
+    def draw(key: Array, num_samples: int) -> Any:
+        if isinstance(key, Tracer):
+            return function(key, num_samples)
+        size = max(64, 1 << max(num_samples - 1, 0).bit_length())
+        return jax.tree.map(lambda x: np.asarray(x)[:num_samples], drawn(key, size))
+
+    return draw
+
+
 def _compiled(source: Map) -> dict[str, Callable[..., Any]]:
     """Compile the maps where JAX can: a prior of ten parameters is a hundred small operations."""
     maps = {name: getattr(source, name) for name in ("forward", "inverse", "log_prob", "latent_log_prob")}
     draws = {name: getattr(source, name) for name in ("sample", "latent_sample")}
     if not source.traceable:
-        return maps | draws
-    return {name: jax.jit(f) for name, f in maps.items()} | {
-        name: jax.jit(f, static_argnums=1) for name, f in draws.items()
+        return {name: _on_arrays(f) for name, f in maps.items()} | draws
+    return {name: _in_few_sizes(jax.jit(f)) for name, f in maps.items()} | {
+        name: _first_of_many(f) for name, f in draws.items()
     }
 
 

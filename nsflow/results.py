@@ -34,7 +34,7 @@ class Results:
         samples: Physical parameters of every draw the headline rests on, shape ``(n, k)``.
         log_likelihood: Nats, shape ``(n,)``; ``-inf`` where the likelihood is zero.
         log_weights: Log of w in nats, shape ``(n,)``, unnormalised; ``-inf`` for weight zero.
-        num_draws: Draws N behind the headline. It exceeds n where draws could not be evaluated; they have weight zero.
+        num_draws: Draws N behind the headline. It exceeds n by those that were not evaluated, which have weight zero.
         logZ: Log-evidence in nats.
         logZ_err: Its standard error in nats.
         ess: Effective number of posterior samples.
@@ -288,7 +288,7 @@ class Results:
             f"Results of {len(self.names)} parameters: {', '.join(self.names[:6])}{', ...' * (len(self.names) > 6)}",
             f"  logZ         {self.logZ:.4f} +- {self.logZ_err:.4f} nats",
             f"  information  {self.information:.2f} nats",
-            f"  ESS          {self.ess:.0f} of {self.num_draws} draws",
+            f"  ESS          {self.ess:.0f} of {len(self.log_weights)} draws",
             f"  calls        {self.num_calls}, {per_sample} per effective sample",
             f"  weights      k-hat {self.khat:.2f}, largest share {self.max_weight_share:.2g}",
         ]

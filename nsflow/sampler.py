@@ -8,11 +8,11 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from nsflow.frozen import draw_frozen
+from nsflow.frozen import draw_frozen, largest_batch
 from nsflow.ladder import climb, level_size
 from nsflow.likelihood import Likelihood, as_likelihood, check, evaluate, require_finite
 from nsflow.points import Points
-from nsflow.posterior import refine, round_size
+from nsflow.posterior import largest_round, refine
 from nsflow.precision import float64
 from nsflow.prior import Prior
 from nsflow.proposal import PriorProposal
@@ -81,14 +81,16 @@ PHASES: dict[Phase, Callable[[Array, State], tuple[State, StepInfo]]] = {
 
 
 def next_batch(state: State) -> int:
-    """Largest number of likelihood calls that the next step can make."""
-    if state.phase is Phase.LADDER:
-        return level_size(state)
-    if state.phase is Phase.SCOUTING:
-        return largest_search(state)
-    if state.phase is Phase.POSTERIOR:
-        return round_size(state)
-    return sum(state.frozen.proposal.num_draws) if state.frozen else 0
+    """Number of likelihood calls that the next step will not exceed."""
+    return LARGEST[state.phase](state)
+
+
+LARGEST: dict[Phase, Callable[[State], int]] = {
+    Phase.LADDER: level_size,
+    Phase.SCOUTING: largest_search,
+    Phase.POSTERIOR: largest_round,
+    Phase.FROZEN: largest_batch,
+}
 
 
 @no_type_check  # its own messages come before a run-time checker's

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 from nsflow.evidence import Evidence, effective_sample_size, log_evidence
 from nsflow.flow import FlowInfo
 from nsflow.likelihood import Likelihood, evaluate
+from nsflow.modes import Mode
 from nsflow.points import Points, join
 from nsflow.prior import Prior
 from nsflow.proposal import Draws, MetaProposal, Proposal, log_prob
@@ -138,6 +139,7 @@ class State:
     contours: tuple[float, ...] = (-np.inf,)  # nats; component k of the ladder was trained above contour k
     overlap: int = 1  # first component whose density matters where points are drawn now
     modes: tuple[int, ...] = ()  # components on modes that scouting found
+    summits: tuple[Mode, ...] = ()  # maxima that scouting has measured
     climbed: tuple[int, ...] = ()  # points from which scouting has climbed
     num_scouts: int = 0  # draws from the prior at which scouting ends if it finds nothing more
     num_rounds: int = 0  # posterior rounds made

@@ -1,6 +1,6 @@
-"""Velocity fields: networks of flax, and the callables that a flow integrates."""
+"""Fields: networks of flax, and the callables that a flow integrates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,11 +41,51 @@ class VelocityNetwork(nnx.Module):
     def __call__(self, t: Float[Array, ""], x: Float[Array, " d"]) -> Float[Array, " d"]:
         """Evaluate in float32, whatever the precision of the point."""
         point, time = x.astype(jnp.float32), t.astype(jnp.float32)
-        waves = [k * point for k in self.frequencies] + [jnp.pi * k * time[None] for k in self.time_frequencies]
-        h = jnp.concatenate([point] + [wave(angle) for angle in waves for wave in (jnp.cos, jnp.sin)])
+        h = jnp.concatenate(
+            [point, *_waves(point, self.frequencies), *_waves(jnp.pi * time[None], self.time_frequencies)]
+        )
         for layer in self.layers:
             h = nnx.silu(layer(h))
         return self.head(h).astype(x.dtype)
+
+
+class PotentialNetwork(nnx.Module):
+    r"""Scalar field :math:`-\tfrac12 |x|^2 + f(x)`, with a multilayer perceptron f that is zero at the start.
+
+    Args:
+        num_dims: Dimension d of the points.
+        architecture: Size of the network and the frequencies of its inputs.
+        rngs: Source of the initial weights.
+
+    Example:
+        >>> PotentialNetwork(2, Architecture(width=16), rngs=nnx.Rngs(0))(jnp.array([1.0, 2.0])).tolist()
+        -2.5
+    """
+
+    def __init__(self, num_dims: int, architecture: "Architecture", *, rngs: nnx.Rngs):
+        self.frequencies = architecture.frequencies
+        sizes = [num_dims * (1 + 2 * len(self.frequencies))] + [architecture.width] * architecture.depth
+        self.layers = nnx.List([nnx.Linear(m, n, rngs=rngs) for m, n in zip(sizes[:-1], sizes[1:], strict=True)])
+        self.head = nnx.Linear(sizes[-1], 1, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+
+    def __call__(self, x: Float[Array, " d"]) -> Float[Array, ""]:
+        """Evaluate in the precision of the weights."""
+        h = jnp.concatenate([x, *_waves(x, self.frequencies)])
+        for layer in self.layers:
+            h = nnx.silu(layer(h))
+        return self.head(h)[0] - 0.5 * jnp.sum(x**2)
+
+
+def _waves(x: Array, frequencies: Sequence[float]) -> list[Array]:
+    """Cosine and sine at each frequency, by the double-angle formula where one doubles the one before.
+
+    Sines are two thirds of the time of a small network on a CPU; this makes them three times cheaper.
+    """
+    waves: list[Array] = []
+    for before, k in zip((0.0, *frequencies), frequencies, strict=False):
+        cos, sin = waves[-2:] if waves and k == 2 * before else (jnp.cos(k * x), jnp.sin(k * x))
+        waves += [cos**2 - sin**2, 2 * sin * cos] if waves and k == 2 * before else [cos, sin]
+    return waves
 
 
 @dataclass(frozen=True)
@@ -89,6 +129,19 @@ class Architecture:
         graph, weights = nnx.split(VelocityNetwork(num_dims, self, rngs=nnx.Rngs(key)))
         return Partial(_gaussian_plus_network, graph, _Static(path), weights)
 
+    def init_potential(self, key: Array, num_dims: int) -> Partial:
+        """Untrained scalar field: minus half the squared length.
+
+        Args:
+            key: JAX random key.
+            num_dims: Dimension d of the points.
+
+        Returns:
+            A callable pytree ``potential(x)`` whose leaves are the network's weights.
+        """
+        graph, weights = nnx.split(PotentialNetwork(num_dims, self, rngs=nnx.Rngs(key)))
+        return Partial(_network, graph, weights)
+
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
@@ -119,5 +172,5 @@ def as_velocity(field: Callable[[Array, Array], Array]) -> Partial:
     return Partial(field)
 
 
-def _network(graph: Any, weights: Any, t: Array, x: Array) -> Array:
-    return nnx.merge(graph, weights)(t, x)
+def _network(graph: Any, weights: Any, *inputs: Array) -> Array:
+    return nnx.merge(graph, weights)(*inputs)

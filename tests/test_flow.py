@@ -353,15 +353,15 @@ def test_whitening_is_the_weighted_mean_and_covariance():
     """Many equal weights: no shrinkage to speak of. A hundred points in 10-d: 1 % of a correlation; two: all of it."""
     rng = np.random.default_rng(0)
     x = rng.multivariate_normal([1.0, -2.0], [[2.0, 1.2], [1.2, 1.0]], 10_000)
-    mean, scale = module._moments(x, np.zeros(10_000))
+    mean, scale = module.moments(x, np.zeros(10_000))
     np.testing.assert_allclose(mean, x.mean(0))
     np.testing.assert_allclose(scale @ scale.T, np.cov(x.T, bias=True), rtol=1e-6)
     x = rng.normal(size=(100, 10)) + rng.normal(size=(100, 1))
-    _, scale = module._moments(x, np.zeros(100))
+    _, scale = module.moments(x, np.zeros(100))
     covariance = np.cov(x.T, bias=True)
     one = np.eye(10)
     np.testing.assert_allclose(scale @ scale.T, covariance * (one + 0.99 * (1 - one)))
-    _, scale = module._moments(np.array([[0.0, 0.0], [1.0, 2.0], [9.0, 9.0]]), np.array([0.0, 0.0, -50.0]))
+    _, scale = module.moments(np.array([[0.0, 0.0], [1.0, 2.0], [9.0, 9.0]]), np.array([0.0, 0.0, -50.0]))
     np.testing.assert_allclose(scale, [[0.5, 0.0], [0.0, 1.0]], atol=1e-6)
 
 

@@ -11,10 +11,10 @@ ROOT = Path(nsflow.__file__).parent
 # Each imports only from those before it.
 ORDER = (
     "precision", "quantile", "parameter", "cube", "distribution", "prior",
-    "batch", "host", "likelihood",
-    "path", "objective", "velocity", "train", "flow",
-    "kernels", "points", "proposal", "evidence", "state",
-    "components", "ladder", "modes", "scouting", "posterior", "frozen",
+    "batch", "host", "likelihood", "modes",
+    "path", "objective", "velocity", "train", "flow", "surrogate",
+    "kernels", "points", "proposal", "thinning", "evidence", "state",
+    "components", "ladder", "scouting", "posterior", "frozen",
     "volumes", "files", "results", "summary", "sampler",
 )  # fmt: skip
 HOMES = {

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nsflow.objective import flow_matching
+from nsflow.objective import FlowMatching, Regression, flow_matching
 from nsflow.path import LinearPath, TrigonometricPath
 
 X0, X1 = jnp.array([1.0, -2.0]), jnp.array([3.0, 0.5])
@@ -47,3 +47,28 @@ def test_minimiser_is_the_marginal_velocity():
     minimiser = start - jnp.linalg.solve(jax.hessian(loss)(start), jax.grad(loss)(start))
     slope = (t * s**2 - (1 - t)) / (t**2 * s**2 + (1 - t) ** 2)
     np.testing.assert_allclose(minimiser, [m - slope * t * m, slope], atol=0.02)
+
+
+def test_flow_matching_objective_is_the_mean_loss_of_its_pairs():
+    rows, objective = jnp.arange(12.0, dtype=jnp.float32).reshape(6, 2), FlowMatching(LinearPath())
+    t, x0 = objective.pair(jax.random.key(0), rows)
+
+    def field(t, x):
+        return t * x
+
+    expected = [flow_matching(field, LinearPath(), *triple) for triple in zip(t, x0, rows, strict=True)]
+    assert objective(jax.random.key(0), field, rows) == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "predicted", "loss"),
+    [
+        (0.0, 0.5, 0.125),
+        (0.0, -3.0, 2.5),
+        (-10.0, -14.0, 0.0),  # at the floor: lower still is as good
+        (-10.0, -8.0, 1.5),  # but higher is wrong
+    ],
+)
+def test_regression_is_huber_above_its_floor(wanted, predicted, loss):
+    rows = jnp.array([[1.0, 2.0, wanted]])
+    assert Regression(floor=-10.0)(jax.random.key(0), lambda x: predicted + 0 * x[0], rows) == pytest.approx(loss)

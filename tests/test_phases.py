@@ -8,11 +8,12 @@ import numpyro.distributions as dist
 import pytest
 
 import nsflow
-from nsflow import components, summary
+from nsflow import components, scouting, summary
 from nsflow import frozen as frozen_phase
 from nsflow import posterior as posterior_phase
 from nsflow.evidence import Evidence
 from nsflow.flow import Flow
+from nsflow.modes import Mode
 from nsflow.precision import float64
 from nsflow.proposal import Draws, MetaProposal
 from nsflow.state import Frozen, Phase, draw
@@ -25,7 +26,7 @@ FLOW = Flow.from_velocity(lambda _, x: x, 1, num_steps=0)  # N(0, 1)
 def state_of(log_likelihood, *flows, **settings):
     """100 points of the prior N(0, 1), and some flows."""
     problem = nsflow.Problem(nsflow.likelihood.JaxLikelihood(log_likelihood), PRIOR)
-    return nsflow.init(jax.random.key(0), problem, replace(QUICK, num_prior=100, **settings)).add(*flows)
+    return nsflow.init(jax.random.key(0), problem, replace(QUICK, **{"num_prior": 100, **settings})).add(*flows)
 
 
 def freeze(state, *num_draws, num_batches=0, num_planned=1):
@@ -189,3 +190,36 @@ def test_estimate_without_fresh_draws_says_so():
     state = state_of(flat, FLOW)
     for unfinished in (state, freeze(state, 1, 4)):
         assert "no fresh draws" in summary._alarms(unfinished, evidence())[0]
+
+
+# ---- scouting
+
+
+@float64
+def peak(num_prior, width=0.1):
+    """A mode that only draws from the prior cover, and a contour above all of them."""
+    variance = 1 / (1 / width**2 - 1)  # of the likelihood whose product with the prior has this width
+    state = state_of(lambda p: -0.5 * p["a"] ** 2 / variance, num_prior=num_prior)
+    mode = Mode(np.zeros(1), float(-0.5 * np.log(2 * np.pi)), np.array([[width]]))
+    return replace(state, phase=Phase.SCOUTING, contours=(-np.inf, 1.0)), mode
+
+
+def test_coverage_is_the_number_of_equal_points_in_a_mode():
+    """Of n draws from N(0, 1), n s have the density of the prior's top within sqrt(2 pi) s of it."""
+    state, mode = peak(num_prior=500, width=0.1)
+    assert scouting._coverage(state, [mode]) == pytest.approx([50])
+    assert len(scouting._coverage(state, [])) == 0
+
+
+@pytest.mark.parametrize(("num_prior", "is_lost"), [(100, True), (500, False)])
+def test_mode_with_few_points_gets_a_component(num_prior, is_lost):
+    """Ten effective points are fewer than twenty, fifty are more."""
+    state, mode = peak(num_prior)
+    after, _ = nsflow.step(jax.random.key(0), state)
+    assert (len(after.modes) == 1) is is_lost
+    assert (after.phase is Phase.SCOUTING) is is_lost
+    assert len(after.summits) == 1
+    np.testing.assert_allclose(after.summits[0].scale, mode.scale, rtol=1e-3)
+    if is_lost:
+        again, _ = nsflow.step(jax.random.key(1), after)
+        assert (again.modes, len(again.summits)) == (after.modes, 1)

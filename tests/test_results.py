@@ -490,7 +490,7 @@ def test_equality_is_that_of_every_number():
 def test_repr_says_what_matters():
     shown = repr(small(khat=0.91, max_weight_share=0.5))
     for text in (
-        "logZ         -2.9000 +- inf nats", "ESS          2 of 6 draws", "calls        12, 8.0 per effective sample",
+        "logZ         -2.9000 +- inf nats", "ESS          2 of 5 draws", "calls        12, 8.0 per effective sample",
         "k-hat 0.91, largest share 0.5", "UNFINISHED   max_calls", "ALARM        k-hat is 0.9", "2 parameters: a, b",
     ):  # fmt: skip
         assert text in shown

@@ -7,6 +7,7 @@ import pytest
 from jax.tree_util import Partial
 
 from nsflow import train
+from nsflow.objective import FlowMatching
 from nsflow.path import LinearPath
 from nsflow.train import Training
 from nsflow.velocity import Architecture
@@ -36,7 +37,14 @@ def run(scores, training=TINY, log_weights=None, seed=0):
         return float(next(rest))
 
     result = train.fit(
-        jax.random.key(seed), field, points, log_weights, training=training, score=score, score_now=float(first)
+        jax.random.key(seed),
+        field,
+        points,
+        log_weights,
+        objective=FlowMatching(training.path),
+        training=training,
+        score=score,
+        score_now=float(first),
     )
     return *result, seen
 
@@ -56,7 +64,7 @@ def test_minibatch_draws_each_point_in_proportion_to_its_weight(num_points):
     log_weights[1] = -np.inf
     points = np.arange(1.0, 1 + num_points)[:, None]
     padded, quantiles = map(jnp.asarray, train._pad(points, log_weights))
-    _, _, x1 = train._minibatch(jax.random.key(0), padded, quantiles, size)
+    x1 = train._minibatch(jax.random.key(0), padded, quantiles, size)
     counts = np.bincount(np.asarray(x1[:, 0], int), minlength=num_points + 1)
     expected = size * np.exp(log_weights) / np.exp(log_weights).sum()
     assert counts[0] == 0
@@ -66,7 +74,8 @@ def test_minibatch_draws_each_point_in_proportion_to_its_weight(num_points):
 def test_times_are_one_in_each_stratum_and_know_nothing_of_the_point():
     """t is stratified; the resample is in order, so t must not be."""
     points, quantiles = map(jnp.asarray, train._pad(np.arange(4096.0)[:, None], np.zeros(4096)))
-    t, x0, x1 = train._minibatch(jax.random.key(0), points, quantiles, 2048)
+    x1 = train._minibatch(jax.random.key(0), points, quantiles, 2048)
+    t, x0 = FlowMatching(LinearPath()).pair(jax.random.key(1), x1)
     np.testing.assert_array_equal(np.floor(np.sort(t) * 2048), np.arange(2048))
     for first, second in [(t, x1[:, 0]), (t, x0[:, 0]), (x0[:, 0], x1[:, 0])]:
         assert abs(np.corrcoef(first, second)[0, 1]) < 5 / np.sqrt(2048)
@@ -148,7 +157,14 @@ def test_training_finds_the_marginal_velocity():
 
     zeros = np.zeros(4096)
     trained, info = train.fit(
-        jax.random.key(0), field, x1, zeros, training=training, score=lambda v: -distance(v), score_now=-distance(field)
+        jax.random.key(0),
+        field,
+        x1,
+        zeros,
+        objective=FlowMatching(training.path),
+        training=training,
+        score=lambda v: -distance(v),
+        score_now=-distance(field),
     )
     assert isinstance(trained, Partial)
     assert info.best == 1

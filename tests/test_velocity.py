@@ -8,7 +8,7 @@ from flax import nnx
 from jax.tree_util import Partial
 
 from nsflow.path import LinearPath, TrigonometricPath
-from nsflow.velocity import Architecture, VelocityNetwork, as_velocity
+from nsflow.velocity import Architecture, VelocityNetwork, _waves, as_velocity
 
 T, X = jnp.array(0.3), jnp.array([1.0, -2.0])
 
@@ -106,3 +106,22 @@ def test_any_callable_becomes_a_pytree(field, num_leaves):
     doubled = jax.tree.unflatten(treedef, [2 * leaf for leaf in leaves])
     np.testing.assert_allclose(doubled(T, X), 2**num_leaves * rotation(T, X), rtol=1e-6)
     assert as_velocity(velocity) is velocity
+
+
+@pytest.mark.parametrize("frequencies", [(), (3.0,), (1.0, 2.0, 4.0, 8.0), (2.0, 3.0, 6.0), (4.0, 2.0, 1.0)])
+def test_waves_are_cosines_and_sines_however_they_are_computed(frequencies):
+    """The double-angle formula loses a digit in eight octaves, not more."""
+    x = jnp.linspace(-5, 5, 101)
+    waves = _waves(x, frequencies)
+    assert len(waves) == 2 * len(frequencies)
+    for k, cos, sin in zip(frequencies, waves[::2], waves[1::2], strict=True):
+        np.testing.assert_allclose(cos, np.cos(k * np.asarray(x)), atol=2e-5)
+        np.testing.assert_allclose(sin, np.sin(k * np.asarray(x)), atol=2e-5)
+
+
+def test_untrained_potential_is_a_gaussians():
+    potential = Architecture(width=16).init_potential(jax.random.key(0), 2)
+    assert potential(X) == -0.5 * float(X @ X)
+    moved = jax.tree.map(lambda w: w + 0.1, potential)
+    assert abs(moved(X) - potential(X)) > 0.01
+    assert jax.grad(potential)(X).tolist() == (-X).tolist()

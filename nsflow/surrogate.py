@@ -1,0 +1,150 @@
+"""Regression of log L on the points already paid for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import jax
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float
+from scipy import special
+from scipy.interpolate import RBFInterpolator
+
+from nsflow import train
+from nsflow.flow import moments
+from nsflow.objective import Regression
+from nsflow.precision import float64
+from nsflow.train import Training
+from nsflow.velocity import Architecture
+
+DEPTH = 15.0  # nats below the typical point of the posterior at which a value only says "low"
+MAX_INTERPOLATED = 6  # dimensions; beyond, interpolation is off by nats where a network is off by a tenth of one
+CHUNK = 1024  # points evaluated at once, so that one compiled shape serves every batch
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    r"""Estimate of log L at latent points.
+
+    A likelihood is smooth in the parameters that its author chose, and a uniform prior's probit map stretches them
+    towards its edges. Coordinates within 4 sigma of the prior's centre are therefore mapped back to the unit interval.
+
+    Args:
+        squeezed: Which coordinates are mapped by the normal distribution function, shape ``(d,)``.
+        mean: Centre of the points after that, shape ``(d,)``.
+        scale: Lower triangular factor of their covariance, shape ``(d, d)``.
+        level: Log-likelihood at which `model` is zero, nats.
+        model: Regression of whitened points, ``(n, d)`` to ``(n,)``.
+    """
+
+    squeezed: Bool[np.ndarray, " d"]
+    mean: Float[np.ndarray, " d"]
+    scale: Float[np.ndarray, "d d"]
+    level: float
+    model: Callable[[np.ndarray], np.ndarray]
+
+    def __call__(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+        """Estimate log L in nats, shape ``(n,)``."""
+        return self.level + self.model(self.whiten(x))
+
+    def whiten(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+        """Map latent points to where the regression is done."""
+        return np.linalg.solve(self.scale, (_squeeze(x, self.squeezed) - self.mean).T).T
+
+
+def _squeeze(x: np.ndarray, squeezed: np.ndarray) -> np.ndarray:
+    return np.where(squeezed, special.ndtr(x), x)
+
+
+TRAINING = Training(num_steps=3000, steps_per_score=500, patience=2, architecture=Architecture(64, 3, (1.0, 2.0, 4.0)))
+
+
+@float64
+def fit(
+    key: Array,
+    x: Float[np.ndarray, "n d"],
+    log_likelihood: Float[np.ndarray, " n"],
+    log_weights: Float[np.ndarray, " n"],
+    *,
+    training: Training = TRAINING,
+) -> Surrogate:
+    """Regress log L: cubic radial functions through the nearest points in few dimensions, a network in more.
+
+    Where the posterior was mixture-5, shells-2 and eggbox-2 the interpolation was off by 0.04, 0.003 and 0.0003 nats
+    (rms over the posterior) and a network by 0.3, 0.02 and 0.9; on loggamma-10 by 2.7 and the network by 0.14.
+
+    Args:
+        key: JAX random key.
+        x: Latent points, shape ``(n, d)``.
+        log_likelihood: Their log L in nats, shape ``(n,)``.
+        log_weights: Their posterior log-weights in nats, up to a constant, shape ``(n,)``.
+        training: How a network is trained.
+
+    Returns:
+        The surrogate.
+    """
+    num_dims = x.shape[1]
+    weights = np.exp(log_weights - np.logaddexp.reduce(log_weights))
+    squeezed = np.abs(weights @ x) < 4
+    level = float(weights[weights > 0] @ log_likelihood[weights > 0])
+    near = log_likelihood > level - DEPTH - num_dims
+    mean, scale = moments(_squeeze(x, squeezed), log_weights)
+    empty = Surrogate(squeezed, mean, scale, level, lambda white: np.zeros(len(white)))
+    white, value = empty.whiten(x), log_likelihood - level
+    if num_dims <= MAX_INTERPOLATED:
+        return replace(empty, model=_interpolate(white[near], value[near]))
+    return replace(empty, model=_fit_network(key, white, value, log_weights, training))
+
+
+def _interpolate(white: np.ndarray, value: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Cubic radial functions and a quadratic through the nearest four points for each of its terms."""
+    points, index = np.unique(white, axis=0, return_index=True)  # two equal points would make a singular system
+    num_terms = (points.shape[1] + 1) * (points.shape[1] + 2) // 2
+    if len(points) < 4 * num_terms:
+        return lambda white: np.zeros(len(white))
+    return RBFInterpolator(points, value[index], 4 * num_terms, kernel="cubic", degree=2)
+
+
+@dataclass(frozen=True)
+class _Network:
+    field: Partial
+
+    def __call__(self, white: np.ndarray) -> np.ndarray:
+        chunks = np.pad(white, ((0, -len(white) % CHUNK), (0, 0))).reshape(-1, CHUNK, white.shape[1])
+        parts = [np.asarray(_evaluate(self.field, chunk.astype(np.float32)), float) for chunk in chunks]
+        return np.concatenate([np.zeros(0), *parts])[: len(white)]
+
+
+@jax.jit
+def _evaluate(field: Partial, x: Array) -> Array:
+    return jax.vmap(field)(x)
+
+
+def _fit_network(
+    key: Array, white: np.ndarray, value: np.ndarray, log_weights: np.ndarray, training: Training
+) -> Callable:
+    """Train on points in proportion to the root of their posterior weight: the flanks steer the proposals too."""
+    key_split, key_init, key_train = jax.random.split(key, 3)
+    rows = np.column_stack([white, np.maximum(value, -DEPTH)])
+    order = np.random.default_rng(np.asarray(jax.random.key_data(key_split))).permutation(len(rows))
+    num_held_out = int(training.held_out * len(rows))
+    held_out, kept = order[:num_held_out], order[num_held_out:]
+    assert training.architecture is not None
+    start = training.architecture.init_potential(key_init, white.shape[1])
+    weights = np.exp(log_weights[held_out] / 2 - np.max(log_weights[held_out] / 2))
+
+    def score(field: Partial) -> float:
+        error = _Network(field)(white[held_out]) - rows[held_out, -1]
+        return -float(np.sqrt(weights @ np.minimum(error**2, 1.0) / np.sum(weights)))
+
+    trained, _ = train.fit(
+        key_train,
+        start,
+        rows[kept],
+        log_weights[kept] / 2,
+        objective=Regression(-DEPTH),
+        training=training,
+        score=score,
+        score_now=score(start),
+    )
+    return _Network(trained)
