@@ -17,6 +17,7 @@ from nsflow.modes import Mode
 from nsflow.precision import float64
 from nsflow.proposal import Draws, MetaProposal
 from nsflow.state import Frozen, Phase, draw
+from nsflow.thinning import Thinned
 from tests.test_sampler import QUICK
 
 PRIOR = nsflow.Prior({"a": dist.Normal(0, 1)})
@@ -190,6 +191,30 @@ def test_estimate_without_fresh_draws_says_so():
     state = state_of(flat, FLOW)
     for unfinished in (state, freeze(state, 1, 4)):
         assert "no fresh draws" in summary._alarms(unfinished, evidence())[0]
+
+
+def test_calls_are_what_is_planned_not_draws():
+    state = state_of(flat, Thinned(FLOW, lambda x: np.zeros(len(x)), PRIOR, log_bound=0.0, acceptance=0.25))
+    assert components.num_candidates(state, {0: 10, 1: 100}) == {0: 10, 1: 400}
+
+
+@float64
+def test_frozen_mixture_counts_the_calls_of_a_thinned_component():
+    """A flow twice as wide as the posterior has efficiency 0.66; thinned by the exact log L, nearly one a call."""
+    width = 0.1
+    variance = 1 / (1 / width**2 - 1)
+
+    def log_likelihood(x):
+        return -0.5 * x[:, 0] ** 2 / variance
+
+    wide = replace(FLOW, scale=np.array([[2 * width]]))
+    thinned = Thinned.fit(jax.random.key(5), wide, log_likelihood, PRIOR)
+    state = state_of(lambda p: -0.5 * p["a"] ** 2 / variance, thinned, ess=2000)
+    state = draw(jax.random.key(1), state, {0: 100, 1: 2000}, np.ones(100, bool))
+    pilot = state.points.select(np.arange(len(state.points.x)) >= 100)
+    efficiency, frozen = posterior_phase._freeze(state, pilot, {0: 100, 1: 2000})
+    assert 0.9 < efficiency < 1.02
+    assert frozen.proposal.num_draws == (2, round(198 / thinned.acceptance))
 
 
 # ---- scouting
