@@ -13,8 +13,10 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,23 +25,31 @@ RESULTS = HERE / "results" / "evidence.jsonl"
 PROBLEMS = ("gauss-10", "loggamma-10", "shells-2", "rosenbrock-2", "eggbox-2", "mixture-5")
 
 
-def run_cell(name: str, seed: int, ess: float) -> dict:
-    """Run nsflow on one problem with one seed."""
+def model(problem: Any) -> tuple[Callable, Any]:
+    """Likelihood and prior of a problem, as a user would write them."""
     import jax.numpy as jnp
     import numpyro.distributions as dist
-    import problems
 
     import nsflow
 
-    problem = problems.get(name)
     names = [f"x{i}" for i in range(problem.dim)]
     uniforms = (dist.Uniform(p.low, p.high) for p in problem.priors)
-    prior = nsflow.Prior(dict(zip(names, uniforms, strict=True)))
 
     def log_likelihood(params):
         x = jnp.stack([params[name] for name in names])
         return problem.log_likelihood(x[None], jnp)[0]
 
+    return log_likelihood, nsflow.Prior(dict(zip(names, uniforms, strict=True)))
+
+
+def run_cell(name: str, seed: int, ess: float) -> dict:
+    """Run nsflow on one problem with one seed."""
+    import problems
+
+    import nsflow
+
+    problem = problems.get(name)
+    log_likelihood, prior = model(problem)
     start, cpu = time.perf_counter(), time.process_time()
     result = nsflow.run(log_likelihood, prior, seed=seed, ess=ess)
     return {

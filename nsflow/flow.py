@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from nsflow import train
 from nsflow.objective import FlowMatching
 from nsflow.precision import float64
+from nsflow.shapes import by_chunks
 from nsflow.train import Training, TrainingInfo
 from nsflow.velocity import Architecture, as_velocity
 
@@ -164,17 +165,13 @@ def _base_chunk(key: Array, num_dims: int) -> Array:
 
 
 def _by_chunks(function: Callable, flow: Flow, x: Any) -> Any:
-    """Apply a jitted function to chunks of one fixed size; the last is filled up with the flow's centre."""
+    """Apply a jitted function to chunks of one size; the last is filled up with the flow's centre."""
     if isinstance(x, Tracer):
         return function(flow, x)
     x = np.asarray(x)
     if x.ndim != 2 or x.shape[1] != flow.num_dims:
         raise ValueError(f"`Flow` expected points of shape (n, {flow.num_dims}); got {x.shape}. Add the leading axis.")
-    fill = np.zeros((-len(x) % CHUNK, flow.num_dims), x.dtype) + np.asarray(flow.mean, x.dtype)
-    chunks = np.concatenate([x, fill]).reshape(-1, CHUNK, flow.num_dims)
-    results = [function(flow, chunk) for chunk in chunks] or [function(flow, np.zeros((CHUNK, flow.num_dims)))]
-    # Joined by numpy: JAX would compile for every number of points.
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(x)], *results)
+    return by_chunks(partial(function, flow), x, CHUNK, fill=np.asarray(flow.mean))
 
 
 # ------------------------------------------------------------- the discrete map, written for one point

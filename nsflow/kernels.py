@@ -10,6 +10,8 @@ from jaxtyping import Array, Float
 from scipy import special
 from scipy.spatial import KDTree
 
+from nsflow.shapes import by_chunks
+
 CHUNK = 256  # points evaluated at once, so that one compiled shape serves every batch
 LOG_2PI = float(np.log(2 * np.pi))
 
@@ -109,9 +111,7 @@ class Kernels:
     def log_prob(self, x: Float[np.ndarray, "n d"]) -> np.ndarray:
         """Log-density in nats, shape ``(n,)``."""
         inverses = np.linalg.inv(self.scales)
-        chunks = np.pad(x, ((0, -len(x) % CHUNK), (0, 0))).reshape(-1, CHUNK, x.shape[1])
-        parts = [_log_prob(chunk, self.centres, inverses, self.dof, self.tails) for chunk in chunks]
-        return np.concatenate([np.zeros(0), *parts])[: len(x)]
+        return by_chunks(lambda chunk: _log_prob(chunk, self.centres, inverses, self.dof, self.tails), x, CHUNK)
 
 
 @jax.jit

@@ -16,6 +16,7 @@ from nsflow.cube import Cube
 from nsflow.distribution import as_parameter
 from nsflow.parameter import Joint, column_names
 from nsflow.precision import float64
+from nsflow.shapes import first_of_many, in_few_sizes
 
 # Columns that anesthetic's nested samples own.
 RESERVED = ("logL", "logL_birth", "log_weights", "nlive", "insertion", "weights")
@@ -317,44 +318,14 @@ def _on_arrays(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda batch: function(jax.tree.map(jnp.asarray, batch))
 
 
-def _in_few_sizes(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Pad the batch axis to a power of two, so that batches of any size share a few compilations."""
-
-    def padded(batch: Any) -> Any:
-        leaves = jax.tree.leaves(batch)
-        if any(isinstance(x, Tracer) for x in leaves) or len(leaves[0]) == 0:
-            return function(batch)
-        num_rows = len(leaves[0])
-        size = max(64, 1 << (num_rows - 1).bit_length())
-        filled = jax.tree.map(
-            lambda x: np.pad(x, [(0, size - num_rows)] + [(0, 0)] * (np.ndim(x) - 1), mode="edge"), batch
-        )
-        return jax.tree.map(lambda x: np.asarray(x)[:num_rows], function(filled))
-
-    return padded
-
-
-def _first_of_many(function: Callable[[Array, int], Any]) -> Callable[[Array, int], Any]:
-    """Draw a power of two and keep the first: every number of draws would compile a generator of its own."""
-    drawn = jax.jit(function, static_argnums=1)
-
-    def draw(key: Array, num_samples: int) -> Any:
-        if isinstance(key, Tracer):
-            return function(key, num_samples)
-        size = max(64, 1 << max(num_samples - 1, 0).bit_length())
-        return jax.tree.map(lambda x: np.asarray(x)[:num_samples], drawn(key, size))
-
-    return draw
-
-
 def _compiled(source: Map) -> dict[str, Callable[..., Any]]:
     """Compile the maps where JAX can: a prior of ten parameters is a hundred small operations."""
     maps = {name: getattr(source, name) for name in ("forward", "inverse", "log_prob", "latent_log_prob")}
     draws = {name: getattr(source, name) for name in ("sample", "latent_sample")}
     if not source.traceable:
         return {name: _on_arrays(f) for name, f in maps.items()} | draws
-    return {name: _in_few_sizes(jax.jit(f)) for name, f in maps.items()} | {
-        name: _first_of_many(f) for name, f in draws.items()
+    return {name: in_few_sizes(jax.jit(f)) for name, f in maps.items()} | {
+        name: first_of_many(f) for name, f in draws.items()
     }
 
 

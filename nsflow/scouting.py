@@ -46,16 +46,12 @@ def scout(key: Array, state: State) -> tuple[State, StepInfo]:
 
 
 def largest_search(state: State) -> int:
-    """Largest number of likelihood calls of one step."""
-    return _max_calls(state) + _batch_size(state)
-
-
-def _max_calls(state: State) -> int:
-    """Calls that one search may spend on ascents; a quarter of them in vain."""
-    return max(1000, round(0.2 * state.settings.ess))
+    """Largest number of likelihood calls of one step: a search and a batch."""
+    return 2 * _batch_size(state)
 
 
 def _batch_size(state: State) -> int:
+    """Calls that one search may spend on ascents, a quarter of them in vain; and draws of one batch."""
     return max(1000, round(0.2 * state.settings.ess))
 
 
@@ -76,13 +72,13 @@ def _starts(state: State) -> list[int]:
 
 def _search(state: State, starts: list[int]) -> tuple[list[Mode], list[Mode], int]:
     """Climb from one start after the other; return the new maxima, those that are hardly covered, and the calls."""
-    target = Target(state.problem.likelihood, state.problem.prior, max_calls=_max_calls(state))
+    target = Target(state.problem.likelihood, state.problem.prior, max_calls=_batch_size(state))
     logZ = np.logaddexp.reduce(state.points.log_posterior_weights)
     summits: list[Mode] = []
     lost: list[Mode] = []
     calls_at_find = 0
     for i in range(0, len(starts), NUM_CLIMBERS):
-        if target.num_calls - calls_at_find > _max_calls(state) // 4:
+        if target.num_calls - calls_at_find > _batch_size(state) // 4:
             break
         new: list[Mode] = []
         for start in starts[i : i + NUM_CLIMBERS]:

@@ -14,6 +14,7 @@ from nsflow import train
 from nsflow.flow import moments
 from nsflow.objective import Regression
 from nsflow.precision import float64
+from nsflow.shapes import by_chunks
 from nsflow.train import Training
 from nsflow.velocity import Architecture
 
@@ -110,9 +111,7 @@ class _Network:
     field: Partial
 
     def __call__(self, white: np.ndarray) -> np.ndarray:
-        chunks = np.pad(white, ((0, -len(white) % CHUNK), (0, 0))).reshape(-1, CHUNK, white.shape[1])
-        parts = [np.asarray(_evaluate(self.field, chunk.astype(np.float32)), float) for chunk in chunks]
-        return np.concatenate([np.zeros(0), *parts])[: len(white)]
+        return by_chunks(lambda chunk: _evaluate(self.field, chunk), white.astype(np.float32), CHUNK).astype(float)
 
 
 @jax.jit

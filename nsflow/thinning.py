@@ -70,7 +70,7 @@ class Thinned:
             return thinned
         log_weights = thinned.estimate(x[kept], log_q[kept])
         for log_bound in np.quantile(log_weights, BOUNDS):
-            log_chance = _log_chance(log_weights - log_bound)
+            log_chance = _clip(log_weights - log_bound)
             acceptance = float(np.sum(np.exp(log_chance))) / num_samples
             efficiency = np.exp(
                 2 * np.logaddexp.reduce(log_weights)
@@ -108,11 +108,11 @@ class Thinned:
     def _log_chance(self, x: np.ndarray, log_q: np.ndarray) -> np.ndarray:
         owned = np.isfinite(log_q)
         log_chance = np.zeros(len(x))
-        log_chance[owned] = _log_chance(self.estimate(x[owned], log_q[owned]) - self.log_bound)
+        log_chance[owned] = _clip(self.estimate(x[owned], log_q[owned]) - self.log_bound)
         return log_chance
 
 
-def _log_chance(log_ratio: np.ndarray) -> np.ndarray:
+def _clip(log_ratio: np.ndarray) -> np.ndarray:
     return np.clip(log_ratio, np.log(MIN_CHANCE), 0.0)
 
 

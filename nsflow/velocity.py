@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,29 @@ from jaxtyping import Array, Float
 from nsflow.path import AbstractPath
 
 
-class VelocityNetwork(nnx.Module):
+class Perceptron(nnx.Module):
+    """Silu layers and a linear head that is zero at the start of training.
+
+    Args:
+        num_inputs: Inputs of the first layer.
+        num_outputs: Outputs of the head.
+        architecture: Width and depth.
+        rngs: Source of the initial weights.
+    """
+
+    def __init__(self, num_inputs: int, num_outputs: int, architecture: "Architecture", *, rngs: nnx.Rngs):
+        sizes = [num_inputs] + [architecture.width] * architecture.depth
+        self.layers = nnx.List([nnx.Linear(m, n, rngs=rngs) for m, n in zip(sizes[:-1], sizes[1:], strict=True)])
+        self.head = nnx.Linear(sizes[-1], num_outputs, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+
+    def _outputs(self, h: Array) -> Array:
+        for layer in self.layers:
+            h = nnx.silu(layer(h))
+        return self.head(h)
+
+
+@final
+class VelocityNetwork(Perceptron):
     r"""Multilayer perceptron of one point and its time, zero at the start of training.
 
     Args:
@@ -34,9 +56,7 @@ class VelocityNetwork(nnx.Module):
         self.frequencies = architecture.frequencies
         self.time_frequencies = architecture.time_frequencies
         num_inputs = num_dims * (1 + 2 * len(self.frequencies)) + 2 * len(self.time_frequencies)
-        sizes = [num_inputs] + [architecture.width] * architecture.depth
-        self.layers = nnx.List([nnx.Linear(m, n, rngs=rngs) for m, n in zip(sizes[:-1], sizes[1:], strict=True)])
-        self.head = nnx.Linear(sizes[-1], num_dims, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+        super().__init__(num_inputs, num_dims, architecture, rngs=rngs)
 
     def __call__(self, t: Float[Array, ""], x: Float[Array, " d"]) -> Float[Array, " d"]:
         """Evaluate in float32, whatever the precision of the point."""
@@ -44,12 +64,11 @@ class VelocityNetwork(nnx.Module):
         h = jnp.concatenate(
             [point, *_waves(point, self.frequencies), *_waves(jnp.pi * time[None], self.time_frequencies)]
         )
-        for layer in self.layers:
-            h = nnx.silu(layer(h))
-        return self.head(h).astype(x.dtype)
+        return self._outputs(h).astype(x.dtype)
 
 
-class PotentialNetwork(nnx.Module):
+@final
+class PotentialNetwork(Perceptron):
     r"""Scalar field :math:`-\tfrac12 |x|^2 + f(x)`, with a multilayer perceptron f that is zero at the start.
 
     Args:
@@ -64,16 +83,12 @@ class PotentialNetwork(nnx.Module):
 
     def __init__(self, num_dims: int, architecture: "Architecture", *, rngs: nnx.Rngs):
         self.frequencies = architecture.frequencies
-        sizes = [num_dims * (1 + 2 * len(self.frequencies))] + [architecture.width] * architecture.depth
-        self.layers = nnx.List([nnx.Linear(m, n, rngs=rngs) for m, n in zip(sizes[:-1], sizes[1:], strict=True)])
-        self.head = nnx.Linear(sizes[-1], 1, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+        super().__init__(num_dims * (1 + 2 * len(self.frequencies)), 1, architecture, rngs=rngs)
 
     def __call__(self, x: Float[Array, " d"]) -> Float[Array, ""]:
         """Evaluate in the precision of the weights."""
         h = jnp.concatenate([x, *_waves(x, self.frequencies)])
-        for layer in self.layers:
-            h = nnx.silu(layer(h))
-        return self.head(h)[0] - 0.5 * jnp.sum(x**2)
+        return self._outputs(h)[0] - 0.5 * jnp.sum(x**2)
 
 
 def _waves(x: Array, frequencies: Sequence[float]) -> list[Array]:

@@ -10,7 +10,7 @@ import nsflow
 ROOT = Path(nsflow.__file__).parent
 # Each imports only from those before it.
 ORDER = (
-    "precision", "quantile", "parameter", "cube", "distribution", "prior",
+    "precision", "shapes", "quantile", "parameter", "cube", "distribution", "prior",
     "batch", "host", "likelihood", "modes",
     "path", "objective", "velocity", "train", "flow", "surrogate",
     "kernels", "points", "proposal", "thinning", "evidence", "state",
