@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.scipy.linalg import solve_triangular
+from jax.scipy.linalg import lu_factor, lu_solve, solve_triangular
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from nsflow import train
+from nsflow.gaussian import LOG_2PI, Gaussian
 from nsflow.objective import FlowMatching
 from nsflow.precision import float64
 from nsflow.shapes import by_chunks
@@ -22,7 +23,6 @@ from nsflow.velocity import Architecture, as_velocity
 
 CHUNK = 256  # points evaluated at once, so that one compiled shape serves every batch
 MAX_NEWTON = 10  # steps after which a point counts as having no inverse
-LOG_2PI = float(np.log(2 * np.pi))
 
 
 class Preimage(NamedTuple):
@@ -141,37 +141,31 @@ class Flow:
     def inverse(self, x: Float[Any, "n d"]) -> Preimage:
         """Carry points back to the base, with the log-determinant of the way forward."""
         if isinstance(x, Tracer):
-            return _inverse(self, x, MAX_NEWTON)
-        quick = _by_chunks(partial(_inverse, max_steps=1), self, x)
+            return _inverse(self, x, np.int32(MAX_NEWTON))
+        quick = _by_chunks(partial(_inverse, max_steps=np.int32(1)), self, x)
         hard = np.flatnonzero(np.isnan(quick.log_prob))
         if len(hard) == 0:
             return quick
         # Every point of a chunk pays for its slowest one: the few that need more steps have chunks of their own.
-        careful = _by_chunks(partial(_inverse, max_steps=MAX_NEWTON), self, np.asarray(x)[hard])
+        careful = _by_chunks(partial(_inverse, max_steps=np.int32(MAX_NEWTON)), self, np.asarray(x)[hard])
         for old, new in zip(quick, careful, strict=True):
             old[hard] = new
         return quick
 
 
 def _base(key: Array, num_samples: int, num_dims: int) -> np.ndarray:
-    """Standard normal points, in chunks of one compiled shape; the first n do not depend on how many follow."""
-    chunks = [_base_chunk(jax.random.fold_in(key, i), num_dims) for i in range(-(-num_samples // CHUNK))]
-    return np.concatenate([np.zeros((0, num_dims)), *chunks])[:num_samples]
-
-
-@partial(jax.jit, static_argnames="num_dims")
-def _base_chunk(key: Array, num_dims: int) -> Array:
-    return jax.random.normal(key, (CHUNK, num_dims))
+    """Standard normal points; the first n do not depend on how many follow. A float32 map sees each as it is."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key))).normal(size=(num_samples, num_dims))
 
 
 def _by_chunks(function: Callable, flow: Flow, x: Any) -> Any:
-    """Apply a jitted function to chunks of one size; the last is filled up with the flow's centre."""
+    """Apply a jitted function to chunks of one size."""
     if isinstance(x, Tracer):
         return function(flow, x)
     x = np.asarray(x)
     if x.ndim != 2 or x.shape[1] != flow.num_dims:
         raise ValueError(f"`Flow` expected points of shape (n, {flow.num_dims}); got {x.shape}. Add the leading axis.")
-    return by_chunks(partial(function, flow), x, CHUNK, fill=np.asarray(flow.mean))
+    return by_chunks(partial(function, flow), x, CHUNK)
 
 
 # ------------------------------------------------------------- the discrete map, written for one point
@@ -179,20 +173,29 @@ def _by_chunks(function: Callable, flow: Flow, x: Any) -> Any:
 
 @jax.jit
 def _forward(flow: Flow, z: Array) -> Array:
-    return jax.vmap(lambda z: _centre(flow, z) + _scale(flow, z) @ _push(flow, z))(z)
+    def one(z: Array) -> Array:
+        return _centre(flow, z) + _scale(flow, z) @ _push(flow, z.astype(_precision(flow, z))).astype(z.dtype)
+
+    return jax.vmap(one)(z)
 
 
-@partial(jax.jit, static_argnames="max_steps")
-def _inverse(flow: Flow, x: Array, max_steps: int) -> Preimage:
+@jax.jit
+def _inverse(flow: Flow, x: Array, max_steps: Array) -> Preimage:
     def one(x: Array) -> Preimage:
         scale = _scale(flow, x)
         white = solve_triangular(scale, x - _centre(flow, x), lower=True)
-        z, log_det, converged = _invert(flow, white, max_steps)
-        log_det = log_det + jnp.sum(jnp.log(jnp.diag(scale)))
+        z, log_det, converged = _invert(flow, white.astype(_precision(flow, x)), max_steps)
+        z, log_det = z.astype(x.dtype), log_det.astype(x.dtype) + jnp.sum(jnp.log(jnp.diag(scale)))
         log_prob = -0.5 * jnp.sum(z**2) - 0.5 * flow.num_dims * LOG_2PI - log_det
         return Preimage(z, log_det, jnp.where(converged, log_prob, jnp.nan))
 
     return jax.vmap(one)(x)
+
+
+def _precision(flow: Flow, x: Array) -> Any:
+    """Precision of the map between whitening and base: a float32 network gains nothing from float64 steps."""
+    weights = [leaf.dtype for leaf in jax.tree.leaves(flow.velocity) if hasattr(leaf, "dtype")]
+    return jnp.result_type(*weights) if weights else x.dtype
 
 
 def _centre(flow: Flow, x: Array) -> Array:
@@ -216,18 +219,23 @@ def _integrate(flow: Flow, x: Array, *, backwards: bool) -> Array:
     start, sign = (1.0, -1.0) if backwards else (0.0, 1.0)
     h = sign / jnp.asarray(flow.num_steps, x.dtype)
 
+    nodes, weights = jnp.array([0, 0.5, 0.5, 1], x.dtype), jnp.array([1, 2, 2, 1], x.dtype) / 6
+
     def step(i: Array, x: Array) -> Array:
         t = start + i.astype(x.dtype) * h
-        k1 = flow.velocity(t, x)
-        k2 = flow.velocity(t + h / 2, x + h / 2 * k1)
-        k3 = flow.velocity(t + h / 2, x + h / 2 * k2)
-        k4 = flow.velocity(t + h, x + h * k3)
-        return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+
+        def stage(j: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+            k, mean = state
+            k = flow.velocity(t + nodes[j] * h, x + nodes[j] * h * k)
+            return k, mean + weights[j] * k
+
+        # A loop over the stages, for the field is compiled once for it: a flow's inverse contains it four times.
+        return x + h * jax.lax.fori_loop(0, 4, stage, (jnp.zeros_like(x), jnp.zeros_like(x)))[1]
 
     return jax.lax.fori_loop(0, flow.num_steps, step, x)
 
 
-def _invert(flow: Flow, x: Array, max_steps: int) -> tuple[Array, Array, Array]:
+def _invert(flow: Flow, x: Array, max_steps: Array) -> tuple[Array, Array, Array]:
     """Solve T(z) = x: integrate backwards, correct, then Newton's method; return z, log|det dT/dz|, convergence."""
     push, pull = partial(_push, flow), partial(_pull, flow)
     tolerance = 2e-6 if x.dtype == jnp.float64 else 2e-5
@@ -235,10 +243,11 @@ def _invert(flow: Flow, x: Array, max_steps: int) -> tuple[Array, Array, Array]:
     def newton(state: tuple[Array, ...]) -> tuple[Array, ...]:
         z, _, _, i = state
         image, jacobian = _value_and_jacobian(push, z)
-        step = jnp.linalg.solve(jacobian, x - image)
+        factors = lu_factor(jacobian)
+        step = lu_solve(factors, x - image)
         # Networks are float32: their own rounding moves the image by 1e-7 of the point's size.
         converged = jnp.max(jnp.abs(step)) < tolerance * (1 + jnp.max(jnp.abs(z)))
-        return z + step, jnp.linalg.slogdet(jacobian)[1], converged, i + 1
+        return z + step, jnp.sum(jnp.log(jnp.abs(jnp.diag(factors[0])))), converged, i + 1
 
     def unsolved(state: tuple[Array, ...]) -> Array:
         _, _, converged, i = state
@@ -307,8 +316,8 @@ def fit(
     """
     points, log_weights = _check(points, log_weights)
     key_split, key_init, key_train = jax.random.split(key, 3)
-    mean, scale = moments(points, log_weights)
-    white = np.linalg.solve(scale, (points - mean).T).T
+    whole = Gaussian.fit(points, log_weights)
+    white = whole.whiten(points)
     order = np.random.default_rng(np.asarray(jax.random.key_data(key_split))).permutation(len(points))
     num_held_out = min(CHUNK, int(training.held_out * len(points)))
     held_out, kept = order[:num_held_out], order[num_held_out:]
@@ -337,8 +346,8 @@ def fit(
     best, log_prob = gaussian, info.scores[0]
     if info.best > 0:
         best, log_prob = _refine(replace(flow, velocity=velocity), info.scores[info.best], score)
-    log_prob -= float(np.sum(np.log(np.diag(scale))))
-    return replace(best, mean=mean, scale=scale), FlowInfo(info, int(best.num_steps) == 0, log_prob)
+    log_prob -= float(np.sum(np.log(np.diag(whole.scale))))
+    return replace(best, mean=whole.mean, scale=whole.scale), FlowInfo(info, int(best.num_steps) == 0, log_prob)
 
 
 def _refine(flow: Flow, best: float, score: Callable[[Flow], float]) -> tuple[Flow, float]:
@@ -350,18 +359,6 @@ def _refine(flow: Flow, best: float, score: Callable[[Flow], float]) -> tuple[Fl
             break
         flow, best = finer, best + gain
     return flow, best
-
-
-def moments(points: np.ndarray, log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted mean and Cholesky factor of the covariance."""
-    weights = _normalise(log_weights)
-    mean = weights @ points
-    covariance = (points - mean).T @ ((points - mean) * weights[:, None])
-    # Few effective points leave random correlations of size n_eff^-1/2; their square is the shrinkage, so that a true
-    # correlation of 0.999 survives 500 points.
-    shrinkage = min(1.0, (points.shape[1] * np.sum(weights**2)) ** 2)
-    covariance += shrinkage * (np.diag(np.diag(covariance)) - covariance)
-    return mean, np.linalg.cholesky(covariance)
 
 
 def _normalise(log_weights: np.ndarray) -> np.ndarray:

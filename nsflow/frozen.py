@@ -1,47 +1,48 @@
 """Last phase: fresh draws from frozen proposals, on which alone the headline rests."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Array
 
 from nsflow.evidence import Evidence
-from nsflow.likelihood import evaluate
-from nsflow.proposal import Draws
-from nsflow.state import Frozen, Phase, State, StepInfo, reclaim
+from nsflow.state import Batches, Phase, State, StepInfo, extend, learn
 from nsflow.thinning import at_most, expected_calls
 
 
 def draw_frozen(key: Array, state: State) -> tuple[State, StepInfo]:
     """Draw one batch; when those planned are drawn, finish, plan more, or go back to training."""
-    old = state.frozen
-    assert old is not None
-    draws = old.proposal.sample(key)
-    result = evaluate(state.problem.likelihood, state.problem.prior.forward(draws.x))
-    log_prior = np.asarray(state.problem.prior.latent_log_prob(draws.x))
-    frozen = old._replace(
-        num_batches=old.num_batches + 1,
-        draws=Draws(*(np.concatenate(pair) for pair in zip(old.draws, draws, strict=True))),
-        log_likelihood=np.concatenate([old.log_likelihood, result.log_likelihood]),
-        log_prior=np.concatenate([old.log_prior, log_prior]),
-    )
-    state = replace(
-        state,
-        frozen=frozen,
-        num_calls=state.num_calls + len(draws.x),
-        nan_params=(*state.nan_params, result.nan_params),
-    )
-    estimate = frozen.estimate()
-    info = StepInfo(
-        str(Phase.FROZEN), state.num_calls, state.contours[-1], estimate.logZ, estimate.ess, float("nan"), False
-    )
-    if frozen.num_batches < frozen.num_planned:
+    assert state.frozen is not None
+    state, frozen = extend(key, state, state.frozen)
+    state = replace(state, frozen=frozen)
+    own = frozen.estimate()
+    info = StepInfo(str(Phase.FROZEN), state.num_calls, state.contours[-1], own.logZ, own.ess, float("nan"), False)
+    if frozen.num_batches < state.num_planned:
         return state, info
-    if state.num_restarts < state.settings.max_restarts and _needs_training(frozen, estimate):
+    if state.num_restarts < state.settings.max_restarts and _needs_training(frozen, own):
         return _restart(state), info
-    if estimate.ess >= state.settings.ess:
+    if not state.credits:
+        state = replace(state, credits=_credits(state.rounds, frozen))
+    assert state.fresh is not None
+    ess = state.fresh.estimate().ess
+    if ess >= state.settings.ess:
         return replace(state, phase=Phase.FINISHED), info
-    return replace(state, frozen=_plan(frozen, estimate.ess, state.settings.ess)), info
+    return replace(state, num_planned=_plan(frozen.num_batches, own.ess, state.settings.ess - ess)), info
+
+
+def _credits(rounds: Sequence[Batches], frozen: Batches) -> tuple[float, ...]:
+    r"""Worth of a draw of each round in frozen draws: the ratio of the weights' second moments.
+
+    .. math:: c_r = \frac{E_Q[f^2 / Q^2]}{E_Q[f^2 / (Q M_r)]}, \qquad f = L \pi,
+
+    where M_r is the mixture of round r and Q the frozen one, whose draws alone decide. A round that judged itself would
+    be left out when a heavy weight has come, and the evidence would be low by it.
+    """
+    log_weights, draws = frozen.log_weights, frozen.draws
+    own = np.logaddexp.reduce(2 * log_weights)
+    moments = [np.logaddexp.reduce(2 * log_weights + draws.log_Q - r.proposal.log_prob(draws.x)) for r in rounds]
+    return tuple(float(min(1.0, np.exp(own - moment))) for moment in moments)
 
 
 def largest_batch(state: State) -> int:
@@ -50,17 +51,17 @@ def largest_batch(state: State) -> int:
     return at_most(expected_calls(state.frozen.proposal))
 
 
-def _plan(frozen: Frozen, ess: float, target: int | float) -> Frozen:
-    """Decide how many batches to draw before the target is looked at again: to the target, at most four times as many.
+def _plan(num_batches: int, ess: float, missing: int | float) -> int:
+    """Decide after how many batches to look at the target again: when it should be met, at most four times as many.
 
     A run that looked after each batch would stop when no heavy weight has come for a while: low by
     mu_3 / (n (1 + cv^2)), where mu_3 is the third moment of the weights over their mean.
     """
-    wanted = np.ceil(1.02 * frozen.num_batches * target / max(ess, 1.0))
-    return frozen._replace(num_planned=int(np.clip(wanted, frozen.num_batches + 1, 4 * frozen.num_batches)))
+    wanted = num_batches * (1 + 1.02 * missing / max(ess, 1.0))
+    return int(np.clip(np.ceil(wanted), num_batches + 1, 4 * num_batches))
 
 
-def _needs_training(frozen: Frozen, estimate: Evidence) -> bool:
+def _needs_training(frozen: Batches, estimate: Evidence) -> bool:
     """Whether the weights say that the mixture misses something.
 
     Asking seldom matters: a run that stops at the first heavy weight throws away the very draw that would have
@@ -72,7 +73,9 @@ def _needs_training(frozen: Frozen, estimate: Evidence) -> bool:
 
 def _restart(state: State) -> State:
     """Give the frozen draws to training and repeat the last two rounds."""
-    log_weights = state.points.log_posterior_weights
-    state = reclaim(state, log_weights > np.logaddexp.reduce(log_weights) - np.log(100 * len(log_weights)))
+    frozen, log_weights = state.frozen, state.points.log_posterior_weights
+    assert frozen is not None
+    state = learn(state, frozen, log_weights > np.logaddexp.reduce(log_weights) - np.log(100 * len(log_weights)))
+    state = replace(state, rounds=(*state.rounds, frozen), frozen=None)
     num_rounds = max(0, state.settings.max_rounds - 2)
     return replace(state, phase=Phase.POSTERIOR, num_rounds=num_rounds, num_restarts=state.num_restarts + 1)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy.optimize import minimize
 from scipy.spatial import KDTree
 
@@ -86,8 +86,8 @@ class Mode(NamedTuple):
         return self.log_density + float(np.sum(np.log(np.diag(self.scale)) + 0.5 * np.log(2 * np.pi)))
 
 
-def local_maxima(x: Float[np.ndarray, "n d"], log_density: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Find points with no higher one among their nearest neighbours.
+def basins(x: Float[np.ndarray, "n d"], log_density: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Find the local maximum above each point: step to the nearest higher one among its neighbours, until none is.
 
     A point on a slope escapes all of k neighbours with a chance of about 2^-k, so that max(10, 2 d) of them leave a
     few false maxima among thousands of points.
@@ -97,16 +97,24 @@ def local_maxima(x: Float[np.ndarray, "n d"], log_density: Float[np.ndarray, " n
         log_density: Function value at each, shape ``(n,)``.
 
     Returns:
-        Which points are maxima, shape ``(n,)``; none where the function is -inf.
+        Index of the maximum above each point, shape ``(n,)``; its own where the point is one.
 
     Example:
         >>> x = np.linspace(-2, 2, 101)[:, None]
-        >>> x[local_maxima(x, np.cos(3 * x[:, 0]))].ravel().round(2).tolist()
+        >>> x[np.unique(basins(x, np.cos(3 * x[:, 0])))].ravel().round(2).tolist()
         [-2.0, 0.0, 2.0]
+
+    References:
+        Koontz, Narendra & Fukunaga (1976), *A Graph-Theoretic Approach to Nonparametric Cluster Analysis*, Section II.
     """
     num_points, num_dims = x.shape
-    near = np.asarray(KDTree(x).query(x, min(num_points, 1 + max(10, 2 * num_dims)))[1])
-    return np.all(log_density[:, None] >= log_density[near], axis=1) & (log_density > -np.inf)
+    near = np.asarray(KDTree(x).query(x, min(num_points, 1 + max(10, 2 * num_dims)))[1]).reshape(num_points, -1)
+    is_higher = log_density[near] > log_density[:, None]
+    itself = np.arange(num_points)
+    above = np.where(np.any(is_higher, axis=1), near[itself, np.argmax(is_higher, axis=1)], itself)
+    while np.any(above[above] != above):
+        above = above[above]
+    return above
 
 
 def isolation(

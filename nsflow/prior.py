@@ -16,9 +16,10 @@ from nsflow.cube import Cube
 from nsflow.distribution import as_parameter
 from nsflow.parameter import Joint, column_names
 from nsflow.precision import float64
-from nsflow.shapes import first_of_many, in_few_sizes
+from nsflow.shapes import draw_in_chunks, in_chunks
 
 # Columns that anesthetic's nested samples own.
+CHUNK = 512  # points mapped at once, so that one compiled shape serves every batch
 RESERVED = ("logL", "logL_birth", "log_weights", "nlive", "insertion", "weights")
 
 Params = Mapping[str, Any]
@@ -324,8 +325,8 @@ def _compiled(source: Map) -> dict[str, Callable[..., Any]]:
     draws = {name: getattr(source, name) for name in ("sample", "latent_sample")}
     if not source.traceable:
         return {name: _on_arrays(f) for name, f in maps.items()} | draws
-    return {name: in_few_sizes(jax.jit(f)) for name, f in maps.items()} | {
-        name: first_of_many(f) for name, f in draws.items()
+    return {name: in_chunks(jax.jit(f), CHUNK) for name, f in maps.items()} | {
+        name: draw_in_chunks(f, CHUNK) for name, f in draws.items()
     }
 
 

@@ -108,6 +108,10 @@ class MetaProposal:
         """Log-density of each component in nats; -inf where a component disowns the point."""
         return np.stack([log_prob(component, x) for component in self.components], axis=1)
 
+    def log_prob(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+        """Log-density of the mixture in nats."""
+        return self.mix(self.log_prob_each(x))
+
     def mix(self, log_q: Float[np.ndarray, "n j"]) -> Float[np.ndarray, " n"]:
         """Log-density of the mixture from those of its components, in nats."""
         with np.errstate(divide="ignore"):  # a component without draws

@@ -1,16 +1,20 @@
 """Second phase: look among draws from the prior for modes that the ladder has lost."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array
+from scipy import special
 
 from nsflow.kernels import Kernels
-from nsflow.modes import Mode, Target, ascend, isolation, local_maxima, measure
+from nsflow.modes import Mode, Target, ascend, basins, isolation, measure
 from nsflow.state import PRIOR, Phase, State, StepInfo, describe, draw, log_mixture
 
 NUM_CLIMBERS = 5  # ascents between two looks at the components, whose densities are cheaper for many points at once
 MIN_SHARE = 1e-3  # of the evidence, by Laplace's approximation, that makes a mode worth a component
+PATIENCE = 1000.0  # draws from the prior for each that hits a mode once, times the share of the evidence that it has
+MISSED = 0.5  # effective points with which a mode counts as missed
 MIN_COVERAGE = 20.0  # effective points without which a mode counts as lost: of the eggbox's, one with 8 stayed lost
 
 
@@ -19,24 +23,25 @@ def scout(key: Array, state: State) -> tuple[State, StepInfo]:
 
     A contour that rises past the basin of a narrow mode leaves behind the few draws that hit it: of four Gaussians in
     5-d, the two narrow ones, 0.3 of the evidence, were lost in every run. Those draws are local maxima among the draws
-    from the prior, and the maximum above each is a dozen gradients away. A find makes others likely: the search ends
-    when four times the draws that led to the last find have led to no other.
+    from the prior, and the maximum above each is a dozen gradients away. A mode that no point covers makes others
+    likely that no draw has hit yet, and the more so the more evidence it has: the prior is then drawn from for long.
+    Where one in 200 draws led to a mode with 0.3 of the evidence, another with 0.1 of it took ten thousand.
     """
     starts = _starts(state)
-    summits, modes, num_calls = _search(state, starts)
+    found = _search(state, starts)
     state = replace(
         state,
-        num_calls=state.num_calls + num_calls,
+        num_calls=state.num_calls + found.num_calls,
         climbed=(*state.climbed, *starts),
-        summits=(*state.summits, *summits),
+        summits=(*state.summits, *found.summits),
+        num_scouts=max(state.num_scouts, round(min(found.num_scouts, state.settings.max_scouts))),
     )
     everywhere = np.ones(len(state.points.x), bool)
-    if modes:
-        component = Kernels(np.stack([mode.centre for mode in modes]), np.stack([mode.scale for mode in modes]))
-        num_scouts = min(4 * state.points.num_prior, state.settings.max_scouts)
+    if found.lost:
+        component = Kernels(np.stack([m.centre for m in found.lost]), np.stack([m.scale for m in found.lost]))
         index = len(state.components)
-        state = replace(state.add(component), modes=(*state.modes, index), num_scouts=num_scouts)
-        state = draw(key, state, {index: min(len(modes) * _mode_size(state), _batch_size(state))}, everywhere)
+        state = replace(state.add(component), modes=(*state.modes, index))
+        state = draw(key, state, {index: min(len(found.lost) * _mode_size(state), _batch_size(state))}, everywhere)
     elif state.points.num_prior < state.num_scouts:
         num_draws = min(state.num_scouts - state.points.num_prior, _batch_size(state))
         state = draw(key, state, {PRIOR: num_draws}, ~everywhere)
@@ -57,45 +62,66 @@ def _batch_size(state: State) -> int:
 
 def _mode_size(state: State) -> int:
     """Draws around one mode: enough to train on."""
-    return 50 * max(5, state.problem.prior.num_dims)
+    return 50 * max(2, state.problem.prior.num_dims)
 
 
-def _starts(state: State) -> list[int]:
-    """Draws from the prior to climb from: local maxima below the contour, the most isolated ones first."""
+def _starts(state: State) -> dict[int, float]:
+    """Draws from the prior to climb from, the most isolated ones first, each with how many draws it takes to hit it.
+
+    They are the local maxima below the contour; one whose slopes hold m of n draws is hit once in n / m.
+    """
     points = state.points
     log_density = points.log_likelihood + points.log_prior
     prior = np.flatnonzero(points.is_prior)
-    maxima = prior[local_maxima(points.x[prior], log_density[prior])]
-    maxima = np.setdiff1d(maxima[points.log_likelihood[maxima] < state.contours[-1]], state.climbed)
-    return maxima[np.argsort(-isolation(points.x, log_density, maxima), kind="stable")].tolist()
+    even = special.ndtr(points.x)  # where the draws lie evenly, up to the corners of the prior
+    tops, sizes = np.unique(basins(even[prior], log_density[prior]), return_counts=True)
+    tops, rarity = prior[tops], len(prior) / sizes
+    level = points.log_likelihood[tops]
+    fresh = (level > -np.inf) & (level < state.contours[-1]) & ~np.isin(tops, state.climbed)
+    tops, rarity = tops[fresh], rarity[fresh]
+    order = np.argsort(-isolation(even, log_density, tops), kind="stable")
+    return dict(zip(tops[order].tolist(), rarity[order].tolist(), strict=True))
 
 
-def _search(state: State, starts: list[int]) -> tuple[list[Mode], list[Mode], int]:
-    """Climb from one start after the other; return the new maxima, those that are hardly covered, and the calls."""
+class Search(NamedTuple):
+    """What climbing found."""
+
+    summits: tuple[Mode, ...]  # new maxima
+    lost: tuple[Mode, ...]  # those among them that matter and that hardly any point covers
+    num_scouts: float  # draws from the prior that the finds among them ask for
+    num_calls: int
+
+
+def _search(state: State, starts: dict[int, float]) -> Search:
+    """Climb from one start after the other, until it has been in vain for long."""
     target = Target(state.problem.likelihood, state.problem.prior, max_calls=_batch_size(state))
     logZ = np.logaddexp.reduce(state.points.log_posterior_weights)
-    summits: list[Mode] = []
-    lost: list[Mode] = []
+    found = Search((), (), 0, 0)
     calls_at_find = 0
     for i in range(0, len(starts), NUM_CLIMBERS):
         if target.num_calls - calls_at_find > _batch_size(state) // 4:
             break
         new: list[Mode] = []
-        for start in starts[i : i + NUM_CLIMBERS]:
+        rarity: list[float] = []
+        for start in list(starts)[i : i + NUM_CLIMBERS]:
             centre, log_density = ascend(target, state.points.x[start])
-            if any(_is_within(centre, mode) for mode in (*state.summits, *summits, *new)):
+            if any(_is_within(centre, mode) for mode in (*state.summits, *found.summits, *new)):
                 continue
             mode = measure(target, centre, log_density)
             if target.is_exhausted:  # its values are no longer the likelihood's
-                return summits, lost, target.num_calls
+                return found._replace(num_calls=target.num_calls)
             new.append(mode)
-        summits += new
-        matter = [mode for mode in new if mode.log_evidence > logZ + np.log(MIN_SHARE)]
-        found = [mode for mode, n in zip(matter, _coverage(state, matter), strict=True) if n < MIN_COVERAGE]
-        if found:
-            lost += found
-            calls_at_find = target.num_calls
-    return summits, lost, target.num_calls
+            rarity.append(starts[start])
+        coverage = _coverage(state, new)
+        share = np.exp(np.array([mode.log_evidence for mode in new]) - logZ)
+        matters = share > MIN_SHARE
+        lost = tuple(mode for mode, is_lost in zip(new, matters & (coverage < MIN_COVERAGE), strict=True) if is_lost)
+        wanted = (PATIENCE * np.array(rarity) * share)[matters & (coverage < MISSED)]
+        found = Search(
+            (*found.summits, *new), (*found.lost, *lost), max(found.num_scouts, *wanted, 0.0), target.num_calls
+        )
+        calls_at_find = target.num_calls if lost else calls_at_find
+    return found
 
 
 def _coverage(state: State, modes: list[Mode]) -> np.ndarray:

@@ -1,13 +1,13 @@
 """What a run is made of: its problem, its settings, and all that the next step needs to know."""
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from nsflow.evidence import Evidence, effective_sample_size, log_evidence
 from nsflow.flow import FlowInfo
@@ -56,7 +56,7 @@ class Settings:
     max_scouts: int = 20_000
     prior_share: float = 0.05
     kernel_dims: int = 6
-    rounds: tuple[float, ...] = (0.1, 0.2)
+    rounds: tuple[float, ...] = (0.06, 0.12, 0.2)
     max_rounds: int = 4
     max_restarts: int = 2
     ladder: Training = field(default_factory=lambda: Training(num_steps=600, patience=1, held_out=0.2))
@@ -98,13 +98,12 @@ class Phase(enum.StrEnum):
     FINISHED = "finished"
 
 
-class Frozen(NamedTuple):
-    """Fresh draws of proposals that are no longer trained: what the headline rests on."""
+class Batches(NamedTuple):
+    """Draws of proposals that they did not train, one batch like the other."""
 
     proposal: MetaProposal
     components: tuple[int, ...]  # which components of the state the proposal mixes
     num_batches: int
-    num_planned: int  # batches after which the target is looked at next
     draws: Draws
     log_likelihood: Float[np.ndarray, " n"]  # nats
     log_prior: Float[np.ndarray, " n"]  # log-density of the prior in latent space, nats
@@ -120,8 +119,53 @@ class Frozen(NamedTuple):
         return self.num_batches * np.asarray(self.proposal.num_draws)
 
     def estimate(self) -> Evidence:
-        """Evidence of the draws so far."""
+        """Evidence of these draws alone."""
         return log_evidence(self.log_weights, self.draws.component, self.num_draws)
+
+
+class Fresh(NamedTuple):
+    """All draws that the headline rests on; each component of each proposal is a stratum."""
+
+    x: Float[np.ndarray, "n d"]
+    log_likelihood: Float[np.ndarray, " n"]  # nats
+    log_weights: Float[np.ndarray, " n"]  # nats; their mean over all draws is the evidence
+    stratum: Int[np.ndarray, " n"]
+    num_draws: Int[np.ndarray, " j"]  # of each stratum, dropped ones included
+
+    def estimate(self) -> Evidence:
+        """Evidence of all draws."""
+        return log_evidence(self.log_weights, self.stratum, self.num_draws)
+
+
+def pool(batches: Sequence[Batches], credits: Sequence[float]) -> Fresh:
+    r"""Join draws of several proposals, a draw of proposal r for :math:`c_r` draws.
+
+    .. math::
+        \hat Z = \frac{\sum_r c_r \sum_i w_{ri}}{\sum_r c_r n_r}.
+
+    Every term estimates Z without bias, and so does their average as long as the credits do not look at the weights
+    that they multiply.
+
+    Args:
+        batches: The draws, at least one batch.
+        credits: How much a draw of each proposal counts.
+
+    Returns:
+        The draws with rescaled weights.
+    """
+    num_draws = [b.num_draws for b in batches]
+    total = sum(n.sum() for n in num_draws)
+    scale = total / sum(c * n.sum() for c, n in zip(credits, num_draws, strict=True))
+    first = np.cumsum([0, *(len(n) for n in num_draws)])
+    with np.errstate(divide="ignore"):
+        log_weights = [b.log_weights + np.log(c * scale) for b, c in zip(batches, credits, strict=True)]
+    return Fresh(
+        np.concatenate([b.draws.x for b in batches]),
+        np.concatenate([b.log_likelihood for b in batches]),
+        np.concatenate(log_weights),
+        np.concatenate([b.draws.component + j for b, j in zip(batches, first, strict=False)]),
+        np.concatenate(num_draws),
+    )
 
 
 @dataclass(frozen=True)
@@ -137,6 +181,8 @@ class State:
     num_calls: int
     nan_params: tuple[dict[str, np.ndarray], ...]  # parameters at which the likelihood was NaN
     contours: tuple[float, ...] = (-np.inf,)  # nats; component k of the ladder was trained above contour k
+    trainings: tuple[tuple[int, ...], ...] = ()  # components that were trained together, in order
+    needs_networks: bool = False  # whether the cheap proposals of a level have wasted most of their draws
     overlap: int = 1  # first component whose density matters where points are drawn now
     modes: tuple[int, ...] = ()  # components on modes that scouting found
     summits: tuple[Mode, ...] = ()  # maxima that scouting has measured
@@ -145,12 +191,32 @@ class State:
     num_rounds: int = 0  # posterior rounds made
     num_waits: int = 0  # batches drawn since the contour last moved
     num_restarts: int = 0
-    frozen: Frozen | None = None
+    rounds: tuple[Batches, ...] = ()  # draws of the posterior rounds, as their proposals were then
+    credits: tuple[float, ...] = ()  # how much a draw of each round counts, where a frozen one counts for one
+    frozen: Batches | None = None
+    num_planned: int = 1  # batches of the frozen phase after which the target is looked at next
 
-    def add(self, *trained: Proposal) -> "State":
-        """Append newly trained components, not yet drawn from."""
-        num_draws = (*self.num_draws, *(0 for _ in trained))
-        return replace(self, components=(*self.components, *trained), num_draws=num_draws)
+    @property
+    def fresh(self) -> Fresh | None:
+        """Draws that did not train what proposed them; before the frozen phase those of the last round."""
+        if self.frozen is not None and self.frozen.num_batches > 0:
+            credits = self.credits or (0.0,) * len(self.rounds)
+            return pool((*self.rounds, self.frozen), (*credits, 1.0))
+        return pool(self.rounds[-1:], (1.0,)) if self.rounds else None
+
+    def add(self, *new: Proposal) -> "State":
+        """Append components, not yet drawn from."""
+        return replace(self, components=(*self.components, *new), num_draws=(*self.num_draws, *(0 for _ in new)))
+
+    def add_trained(self, *trained: Proposal) -> "State":
+        """Append components that were trained together."""
+        indices = tuple(range(len(self.components), len(self.components) + len(trained)))
+        return replace(self.add(*trained), trainings=(*self.trainings, indices))
+
+    @property
+    def newest(self) -> tuple[int, ...]:
+        """Components trained last; the prior before any is."""
+        return self.trainings[-1] if self.trainings else (PRIOR,)
 
 
 def draw(key: Array, state: State, num_draws: dict[int, int], active: Bool[np.ndarray, " n"]) -> State:
@@ -165,35 +231,43 @@ def draw(key: Array, state: State, num_draws: dict[int, int], active: Bool[np.nd
     Returns:
         The run with its new points at the end of `points`.
     """
-    proposal = MetaProposal(tuple(state.components[k] for k in num_draws), tuple(num_draws.values()))
-    draws = proposal.sample(key)
+    state, batch = extend(key, state, no_batches(state, num_draws))
+    return learn(state, batch, active)
+
+
+def no_batches(state: State, num_draws: dict[int, int]) -> Batches:
+    """Nothing yet of batches with so many draws of some components."""
+    nothing, num_dims = np.zeros(0), state.problem.prior.num_dims
+    draws = Draws(np.zeros((0, num_dims)), np.zeros(0, int), nothing, np.zeros((0, len(num_draws))))
+    proposal = MetaProposal.of(state.components, tuple(num_draws), tuple(num_draws.values()))
+    return Batches(proposal, tuple(num_draws), 0, draws, nothing, nothing)
+
+
+def extend(key: Array, state: State, old: Batches) -> tuple[State, Batches]:
+    """Draw one batch more, and count its likelihood calls."""
+    draws = old.proposal.sample(key)
     result = evaluate(state.problem.likelihood, state.problem.prior.forward(draws.x))
     log_prior = np.asarray(state.problem.prior.latent_log_prob(draws.x))
-    log_q = dict(zip(num_draws, draws.log_q.T, strict=True))
-    state = count(state, num_draws, active)
-    is_prior = np.array(list(num_draws))[draws.component] == PRIOR
-    mixture = log_mixture(state, draws.x, log_q)
-    new = Points(draws.x, result.log_likelihood, log_prior, mixture, is_prior, state.points.num_prior)
-    return replace(
-        state,
-        points=join(state.points, new),
-        num_calls=state.num_calls + len(draws.x),
-        nan_params=(*state.nan_params, result.nan_params),
+    new = old._replace(
+        num_batches=old.num_batches + 1,
+        draws=Draws(*(np.concatenate(pair) for pair in zip(old.draws, draws, strict=True))),
+        log_likelihood=np.concatenate([old.log_likelihood, result.log_likelihood]),
+        log_prior=np.concatenate([old.log_prior, log_prior]),
     )
+    state = replace(state, num_calls=state.num_calls + len(draws.x), nan_params=(*state.nan_params, result.nan_params))
+    return state, new
 
 
-def reclaim(state: State, active: Bool[np.ndarray, " n"]) -> State:
-    """Move the frozen draws to the training points; a new frozen phase will have to start from nothing."""
-    frozen = state.frozen
-    assert frozen is not None
-    num_draws = dict(zip(frozen.components, (int(n) for n in frozen.num_draws), strict=True))
+def learn(state: State, batches: Batches, active: Bool[np.ndarray, " n"]) -> State:
+    """Join draws to the training points."""
+    num_draws = dict(zip(batches.components, (int(n) for n in batches.num_draws), strict=True))
     state = count(state, num_draws, active)
-    log_q = dict(zip(frozen.components, frozen.draws.log_q.T, strict=True))
-    mixture = log_mixture(state, frozen.draws.x, log_q)
-    is_prior = np.array(frozen.components)[frozen.draws.component] == PRIOR
+    log_q = dict(zip(batches.components, batches.draws.log_q.T, strict=True))
+    mixture = log_mixture(state, batches.draws.x, log_q)
+    is_prior = np.array(batches.components)[batches.draws.component] == PRIOR
     num_prior = state.points.num_prior
-    new = Points(frozen.draws.x, frozen.log_likelihood, frozen.log_prior, mixture, is_prior, num_prior)
-    return replace(state, points=join(state.points, new), frozen=None)
+    new = Points(batches.draws.x, batches.log_likelihood, batches.log_prior, mixture, is_prior, num_prior)
+    return replace(state, points=join(state.points, new))
 
 
 def count(state: State, num_draws: dict[int, int], active: Bool[np.ndarray, " n"]) -> State:

@@ -8,7 +8,7 @@ import numpy as np
 
 from nsflow.evidence import Evidence, log_evidence
 from nsflow.results import Results
-from nsflow.state import Frozen, Phase, State, StepInfo
+from nsflow.state import Batches, Phase, State, StepInfo
 
 
 def summarise(state: State, trace: Sequence[StepInfo] = (), seed: int | None = None) -> Results:
@@ -20,12 +20,12 @@ def summarise(state: State, trace: Sequence[StepInfo] = (), seed: int | None = N
         seed: The seed, for the record.
 
     Returns:
-        The result. Without a frozen phase it rests on the training points, and says so in its alarms.
+        The result. Without a posterior round it rests on the training points, and says so in its alarms.
     """
-    prior, frozen = state.problem.prior, state.frozen
-    if frozen is not None and frozen.num_batches > 0:
-        x, log_likelihood, log_weights = frozen.draws.x, frozen.log_likelihood, frozen.log_weights
-        num_draws, estimate = int(np.sum(frozen.num_draws)), frozen.estimate()
+    prior, fresh = state.problem.prior, state.fresh
+    if fresh is not None:
+        x, log_likelihood, log_weights = fresh.x, fresh.log_likelihood, fresh.log_weights
+        num_draws, estimate = int(np.sum(fresh.num_draws)), fresh.estimate()
     else:
         num_draws = sum(state.num_draws)
         x, log_likelihood = state.points.x, state.points.log_likelihood
@@ -53,7 +53,7 @@ def summarise(state: State, trace: Sequence[StepInfo] = (), seed: int | None = N
 def _alarms(state: State, estimate: Evidence) -> tuple[str, ...]:
     """What a reader must know before trusting the evidence."""
     alarms = []
-    if state.frozen is None or state.frozen.num_batches == 0:
+    if state.fresh is None:
         alarms.append("no fresh draws: logZ rests on points that trained their own proposals, biased low by them")
     if estimate.khat > 0.7:
         alarms.append(f"k-hat = {estimate.khat:.2f} > 0.7: the weights' tail is too heavy for the quoted error")
@@ -70,12 +70,12 @@ def _alarms(state: State, estimate: Evidence) -> tuple[str, ...]:
     return tuple(alarms)
 
 
-def _prior_share(frozen: Frozen) -> float:
+def _prior_share(frozen: Batches) -> float:
     """Share of the evidence at points that the prior proposes, each counted by the prior's part of Q there."""
     weights = np.exp(frozen.log_weights - np.max(frozen.log_weights))
     log_part = frozen.draws.log_q[:, 0] - frozen.draws.log_Q + np.log(_prior_part(frozen))
     return float(np.sum(weights * np.exp(log_part)) / np.sum(weights))
 
 
-def _prior_part(frozen: Frozen) -> float:
+def _prior_part(frozen: Batches) -> float:
     return frozen.proposal.num_draws[0] / sum(frozen.proposal.num_draws)

@@ -11,7 +11,7 @@ from scipy import special
 from scipy.interpolate import RBFInterpolator
 
 from nsflow import train
-from nsflow.flow import moments
+from nsflow.gaussian import Gaussian
 from nsflow.objective import Regression
 from nsflow.precision import float64
 from nsflow.shapes import by_chunks
@@ -32,15 +32,13 @@ class Surrogate:
 
     Args:
         squeezed: Which coordinates are mapped by the normal distribution function, shape ``(d,)``.
-        mean: Centre of the points after that, shape ``(d,)``.
-        scale: Lower triangular factor of their covariance, shape ``(d, d)``.
+        whole: Gaussian of the points after that, by which they are whitened.
         level: Log-likelihood at which `model` is zero, nats.
         model: Regression of whitened points, ``(n, d)`` to ``(n,)``.
     """
 
     squeezed: Bool[np.ndarray, " d"]
-    mean: Float[np.ndarray, " d"]
-    scale: Float[np.ndarray, "d d"]
+    whole: Gaussian
     level: float
     model: Callable[[np.ndarray], np.ndarray]
 
@@ -50,7 +48,7 @@ class Surrogate:
 
     def whiten(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
         """Map latent points to where the regression is done."""
-        return np.linalg.solve(self.scale, (_squeeze(x, self.squeezed) - self.mean).T).T
+        return self.whole.whiten(_squeeze(x, self.squeezed))
 
 
 def _squeeze(x: np.ndarray, squeezed: np.ndarray) -> np.ndarray:
@@ -89,8 +87,8 @@ def fit(
     squeezed = np.abs(weights @ x) < 4
     level = float(weights[weights > 0] @ log_likelihood[weights > 0])
     near = log_likelihood > level - DEPTH - num_dims
-    mean, scale = moments(_squeeze(x, squeezed), log_weights)
-    empty = Surrogate(squeezed, mean, scale, level, lambda white: np.zeros(len(white)))
+    whole = Gaussian.fit(_squeeze(x, squeezed), log_weights)
+    empty = Surrogate(squeezed, whole, level, lambda white: np.zeros(len(white)))
     white, value = empty.whiten(x), log_likelihood - level
     if num_dims <= MAX_INTERPOLATED:
         return replace(empty, model=_interpolate(white[near], value[near]))
@@ -98,12 +96,13 @@ def fit(
 
 
 def _interpolate(white: np.ndarray, value: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Cubic radial functions and a quadratic through the nearest four points for each of its terms."""
+    """Cubic radial functions and a quadratic through the nearest points, two for each of its terms."""
     points, index = np.unique(white, axis=0, return_index=True)  # two equal points would make a singular system
     num_terms = (points.shape[1] + 1) * (points.shape[1] + 2) // 2
-    if len(points) < 4 * num_terms:
+    num_nearest = 2 * num_terms + 8
+    if len(points) < num_nearest:
         return lambda white: np.zeros(len(white))
-    return RBFInterpolator(points, value[index], 4 * num_terms, kernel="cubic", degree=2)
+    return RBFInterpolator(points, value[index], num_nearest, kernel="cubic", degree=2)
 
 
 @dataclass(frozen=True)

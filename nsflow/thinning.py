@@ -13,7 +13,7 @@ from nsflow.proposal import MetaProposal, Proposal, log_prob
 Surrogate = Callable[[np.ndarray], np.ndarray]  # latent points, (n, d), to estimates of log L in nats, (n,)
 
 MIN_CHANCE = 0.1  # of a draw to pass wherever the surrogate thinks the target low: it bounds the cost of its errors
-MIN_ACCEPTANCE = 0.2  # share of draws that pass; fewer would cost more time than the calls they save
+MIN_ACCEPTANCE = 0.1  # share of draws that pass; fewer would cost more time than the calls they save
 ENOUGH = 0.95  # efficiency of the draws that pass, as the surrogate sees it
 BOUNDS = np.linspace(0.0, 1.0, 21)  # quantiles of the estimated weight that are tried as bounds
 
@@ -35,6 +35,7 @@ class Thinned:
         prior: The prior pi.
         log_bound: Log of c, the estimated weight at which a draw passes for certain, nats.
         acceptance: Estimated share of draws that pass; for planning, no density rests on it.
+        efficiency: Effective sample size of a draw that passes, as the surrogate sees it.
 
     References:
         Horvitz & Thompson (1952), *A Generalization of Sampling Without Replacement from a Finite Universe*, Eq. 6.
@@ -45,10 +46,17 @@ class Thinned:
     prior: Prior
     log_bound: float
     acceptance: float
+    efficiency: float = 1.0
 
     @classmethod
     def fit(
-        cls, key: Array, proposal: Proposal, surrogate: Surrogate, prior: Prior, *, num_samples: int = 1024
+        cls,
+        key: Array,
+        proposal: Proposal,
+        surrogate: Surrogate,
+        prior: Prior,
+        *,
+        num_samples: int = 1024,
     ) -> "Thinned":
         """Choose the bound from free draws: as many pass as leaves the weights of those that do nearly equal.
 
@@ -65,7 +73,7 @@ class Thinned:
         x, log_q = proposal.sample_and_log_prob(key, num_samples)
         x, log_q = np.asarray(x), np.asarray(log_q)
         kept = ~np.isnan(log_q)
-        thinned, best = cls(proposal, surrogate, prior, -np.inf, 1.0), 0.0  # lets everything pass
+        thinned, best = cls(proposal, surrogate, prior, -np.inf, 1.0, 0.0), 0.0  # lets everything pass
         if not np.any(kept):
             return thinned
         log_weights = thinned.estimate(x[kept], log_q[kept])
@@ -81,7 +89,7 @@ class Thinned:
                 break
             if efficiency > best:
                 best = efficiency
-                thinned = cls(proposal, surrogate, prior, float(log_bound), acceptance)
+                thinned = cls(proposal, surrogate, prior, float(log_bound), acceptance, float(best))
             if efficiency > ENOUGH:
                 break
         return thinned
@@ -119,6 +127,11 @@ def _clip(log_ratio: np.ndarray) -> np.ndarray:
 def acceptance(proposal: Proposal) -> float:
     """Share of a proposal's draws that cost a likelihood call."""
     return proposal.acceptance if isinstance(proposal, Thinned) else 1.0
+
+
+def efficiency(proposal: Proposal) -> float:
+    """Effective sample size of a call, as far as a surrogate can tell."""
+    return proposal.efficiency if isinstance(proposal, Thinned) else 0.0
 
 
 def expected_calls(mixture: MetaProposal) -> int | float:

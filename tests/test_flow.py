@@ -227,11 +227,11 @@ def test_flow_is_a_pytree_under_jit():
 def test_one_compilation_serves_every_batch_step_and_weight():
     flow = network_flow(2)
     flow.sample_and_log_prob(jax.random.key(0), 10)
-    counts = [function._cache_size() for function in (module._forward, module._inverse, module._base_chunk)]
+    counts = [function._cache_size() for function in (module._forward, module._inverse)]
     moved = replace(flow, mean=flow.mean + 1, num_steps=np.int32(3), velocity=random_network(2, 0.05))
     for num_samples in (1, 256, 600):
         moved.sample_and_log_prob(jax.random.key(0), num_samples)
-    assert [f._cache_size() for f in (module._forward, module._inverse, module._base_chunk)] == counts
+    assert [f._cache_size() for f in (module._forward, module._inverse)] == counts
 
 
 @pytest.mark.parametrize("shape", [(2,), (4, 3), (4, 2, 1)])
@@ -301,7 +301,7 @@ def test_fit_reports_its_training(banana_fit):
     assert len(training.scores) == len(training.losses) + 1
     assert training.best == np.argmax(training.scores) > 0
     # Refining the steps can only gain.
-    assert info.log_prob + np.sum(np.log(np.diag(flow.scale))) >= training.scores[training.best]
+    assert info.log_prob + np.sum(np.log(np.diag(flow.scale))) >= training.scores[training.best] - 1e-9
 
 
 def test_fit_honours_weights():
@@ -347,22 +347,6 @@ def test_held_out_points_are_never_trained_on(monkeypatch):
     row = [int(np.argmin(np.sum((white - x) ** 2, axis=1))) for x in kept]
     np.testing.assert_array_equal(kept_weights, log_weights[row])
     assert info.is_gaussian
-
-
-def test_whitening_is_the_weighted_mean_and_covariance():
-    """Many equal weights: no shrinkage to speak of. A hundred points in 10-d: 1 % of a correlation; two: all of it."""
-    rng = np.random.default_rng(0)
-    x = rng.multivariate_normal([1.0, -2.0], [[2.0, 1.2], [1.2, 1.0]], 10_000)
-    mean, scale = module.moments(x, np.zeros(10_000))
-    np.testing.assert_allclose(mean, x.mean(0))
-    np.testing.assert_allclose(scale @ scale.T, np.cov(x.T, bias=True), rtol=1e-6)
-    x = rng.normal(size=(100, 10)) + rng.normal(size=(100, 1))
-    _, scale = module.moments(x, np.zeros(100))
-    covariance = np.cov(x.T, bias=True)
-    one = np.eye(10)
-    np.testing.assert_allclose(scale @ scale.T, covariance * (one + 0.99 * (1 - one)))
-    _, scale = module.moments(np.array([[0.0, 0.0], [1.0, 2.0], [9.0, 9.0]]), np.array([0.0, 0.0, -50.0]))
-    np.testing.assert_allclose(scale, [[0.5, 0.0], [0.0, 1.0]], atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ ROOT = Path(nsflow.__file__).parent
 ORDER = (
     "precision", "shapes", "quantile", "parameter", "cube", "distribution", "prior",
     "batch", "host", "likelihood", "modes",
-    "path", "objective", "velocity", "train", "flow", "surrogate",
+    "gaussian", "path", "objective", "velocity", "train", "flow", "surrogate",
     "kernels", "points", "proposal", "thinning", "evidence", "state",
     "components", "ladder", "scouting", "posterior", "frozen",
     "volumes", "files", "results", "summary", "sampler",

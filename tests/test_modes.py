@@ -8,7 +8,7 @@ from scipy import stats
 
 from nsflow.host import HostLikelihood
 from nsflow.likelihood import JaxLikelihood
-from nsflow.modes import Target, ascend, isolation, local_maxima, measure
+from nsflow.modes import Target, ascend, basins, isolation, measure
 from nsflow.prior import Prior
 
 PRIOR = Prior({"a": dist.Normal(1.0, 2.0), "b": dist.Uniform(-3.0, 3.0)})
@@ -91,21 +91,26 @@ def test_ascent_survives_an_edge_of_zero_likelihood():
     assert value == -centre[0]
 
 
-def test_local_maxima_of_two_peaks_and_no_more():
-    """Two normal peaks in three dimensions, 2000 points: both tops are found, and few false ones."""
+def test_basins_of_two_peaks_and_hardly_more():
+    """Two normal peaks in three dimensions, 2000 points: both tops are found, few false ones, and the nearer top."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2000, 3))
     tops = np.array([[1.5, 0.0, 0.0], [-1.5, 0.0, 0.0]])
     log_density = np.logaddexp.reduce([-50 * np.sum((x - top) ** 2, axis=1) for top in tops])
-    maxima = x[local_maxima(x, log_density)]
+    above = basins(x, log_density)
+    maxima = np.unique(above)
     assert len(maxima) < 10
+    np.testing.assert_array_equal(above[maxima], maxima)
+    assert np.all(log_density[above] >= log_density)
     for top in tops:
-        assert np.min(np.linalg.norm(maxima - top, axis=1)) < 0.3
+        assert np.min(np.linalg.norm(x[maxima] - top, axis=1)) < 0.3
+    is_right = np.sign(x[above, 0]) == np.sign(x[:, 0])
+    assert np.mean(is_right) > 0.95
 
 
-def test_points_of_zero_density_are_no_maxima():
+def test_points_of_equal_density_are_all_their_own_maxima():
     x = np.random.default_rng(0).normal(size=(50, 2))
-    assert not np.any(local_maxima(x, np.full(50, -np.inf)))
+    np.testing.assert_array_equal(basins(x, np.zeros(50)), np.arange(50))
 
 
 def test_isolation_is_the_distance_to_the_nearest_higher_point():

@@ -11,7 +11,7 @@ from scipy import stats
 import nsflow
 from nsflow.flow import Flow
 from nsflow.proposal import Draws, MetaProposal
-from nsflow.state import Frozen, count, draw, reclaim
+from nsflow.state import Batches, count, draw, learn, pool
 
 MEANS, WIDTHS = (1.0, -2.0), (0.5, 0.8)
 
@@ -78,16 +78,44 @@ def test_later_draws_of_a_component_are_booked_for_new_points_alone(state):
     np.testing.assert_allclose(twice.points.log_flows[130:], log_sum((40, 0), twice.points.x[130:]), atol=1e-6)
 
 
-def test_reclaimed_draws_join_the_points_and_are_booked(state):
+def test_learned_draws_join_the_points_and_are_booked(state):
     """Two frozen batches of the prior and the second flow: each point once, no call twice, counts of both batches."""
     state = draw(jax.random.key(1), state, {1: 30}, everything(state))
     proposal = MetaProposal.of(state.components, (0, 2), (20, 25))
     batches = [proposal.sample(jax.random.key(seed)) for seed in (2, 3)]
     draws = Draws(*(np.concatenate(pair) for pair in zip(*batches, strict=True)))
-    frozen = Frozen(proposal, (0, 2), 2, 2, draws, -(draws.x[:, 0] ** 2), log_q(draws.x)[:, 0])
-    after = reclaim(replace(state, frozen=frozen), everything(state))
-    assert after.frozen is None
+    frozen = Batches(proposal, (0, 2), 2, draws, -(draws.x[:, 0] ** 2), log_q(draws.x)[:, 0])
+    after = learn(state, frozen, everything(state))
     assert (after.num_draws, after.points.num_prior, after.num_calls) == ((140, 30, 50), 140, state.num_calls)
     np.testing.assert_array_equal(after.points.x, np.concatenate([state.points.x, draws.x]))
     np.testing.assert_array_equal(after.points.log_likelihood[130:], frozen.log_likelihood)
     np.testing.assert_allclose(after.points.log_flows, log_sum((30, 50), after.points.x), atol=1e-6)
+
+
+def batches(weights, num_draws):
+    """One batch of draws with these weights, from one component; the other draws of it were dropped."""
+    log_weights, zero = np.log(weights), np.zeros(len(weights))
+    draws = Draws(np.zeros((len(weights), 1)), zero.astype(int), zero, zero[:, None])
+    return Batches(
+        MetaProposal((Flow.from_velocity(lambda _, x: x, 1),), (num_draws,)), (0,), 1, draws, log_weights, zero
+    )
+
+
+def test_pooled_draws_count_for_their_credit():
+    """Z = (sum w + c sum v) / (n + c m), with n and m the draws that were made, dropped ones included."""
+    first, second, credit = batches([2.0, 4.0, 3.0], 5), batches([1.0, 7.0], 4), 0.3
+    fresh = pool((first, second), (1.0, credit))
+    expected = (9 + credit * 8) / (5 + credit * 4)
+    assert fresh.num_draws.tolist() == [5, 4]
+    assert fresh.stratum.tolist() == [0, 0, 0, 1, 1]
+    assert np.sum(np.exp(fresh.log_weights)) / 9 == pytest.approx(expected)
+    estimate = fresh.estimate()
+    assert estimate.logZ == pytest.approx(np.log(expected))
+    # Var Z = (n var(w) + c^2 m var(v)) / (n + c m)^2, with the dropped draws as zeros.
+    n_var = 5 * np.var([2, 4, 3, 0, 0], ddof=1) + credit**2 * 4 * np.var([1, 7, 0, 0], ddof=1)
+    assert estimate.logZ_err == pytest.approx(np.sqrt(n_var) / (5 + credit * 4) / expected)
+
+
+def test_draws_without_credit_do_not_count():
+    alone, other = batches([2.0, 4.0], 2), batches([100.0, 1.0], 2)
+    assert pool((other, alone), (0.0, 1.0)).estimate().logZ == pytest.approx(np.log(3))

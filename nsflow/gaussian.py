@@ -1,0 +1,64 @@
+"""One Gaussian: the cheapest proposal, and where a flow starts from."""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+LOG_2PI = float(np.log(2 * np.pi))
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    r"""Normal distribution :math:`N(\mu, L L^T)`.
+
+    Args:
+        mean: Centre mu, shape ``(d,)``.
+        scale: Lower triangular factor L, shape ``(d, d)``.
+
+    Example:
+        >>> gaussian = Gaussian.fit(np.random.default_rng(0).normal(3.0, 2.0, (1000, 1)))
+        >>> bool(abs(gaussian.mean[0] - 3) < 0.3), bool(abs(gaussian.scale[0, 0] - 2) < 0.2)
+        (True, True)
+    """
+
+    mean: Float[np.ndarray, " d"]
+    scale: Float[np.ndarray, "d d"]
+
+    @classmethod
+    def fit(cls, points: Float[np.ndarray, "n d"], log_weights: Float[np.ndarray, " n"] | None = None) -> "Gaussian":
+        """Weighted mean and covariance of points; few effective points have their random correlations shrunk.
+
+        Args:
+            points: Points, shape ``(n, d)``.
+            log_weights: Their log-weights in nats up to a constant, shape ``(n,)``; equal if left out.
+
+        Returns:
+            The Gaussian.
+        """
+        log_weights = np.zeros(len(points)) if log_weights is None else log_weights
+        weights = np.exp(log_weights - np.max(log_weights))
+        weights /= np.sum(weights)
+        mean = weights @ points
+        covariance = (points - mean).T @ ((points - mean) * weights[:, None])
+        # Few effective points leave random correlations of size n_eff^-1/2; their square is the shrinkage, so that a
+        # true correlation of 0.999 survives 500 points.
+        shrinkage = min(1.0, (points.shape[1] * np.sum(weights**2)) ** 2)
+        covariance += shrinkage * (np.diag(np.diag(covariance)) - covariance)
+        return cls(mean, np.linalg.cholesky(covariance))
+
+    def whiten(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+        """Map points to where the Gaussian is N(0, I)."""
+        return np.linalg.solve(self.scale, (x - self.mean).T).T
+
+    def sample_and_log_prob(self, key: Array, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draw points, ``(n, d)``, with their log-density in nats."""
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+        x = self.mean + rng.normal(size=(num_samples, len(self.mean))) @ self.scale.T
+        return x, self.log_prob(x)
+
+    def log_prob(self, x: Float[np.ndarray, "n d"]) -> np.ndarray:
+        """Log-density in nats, shape ``(n,)``."""
+        log_det = np.sum(np.log(np.diag(self.scale)))
+        return -0.5 * np.sum(self.whiten(x) ** 2, axis=1) - 0.5 * len(self.mean) * LOG_2PI - log_det
