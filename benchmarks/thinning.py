@@ -12,7 +12,7 @@ import argparse
 import jax
 import numpy as np
 import problems
-from evidence import model
+from samplers import model
 
 import nsflow
 from nsflow.evidence import log_evidence

@@ -9,10 +9,12 @@ from nsflow.flow import FlowInfo
 from nsflow.gaussian import Gaussian
 from nsflow.kernels import Kernels
 from nsflow.points import evidence_share, truncate
-from nsflow.proposal import Proposal
+from nsflow.proposal import Mixture, Proposal, optimal_weights
 from nsflow.state import PRIOR, Phase, State
-from nsflow.thinning import Thinned, acceptance, efficiency
+from nsflow.surrogate import Surrogate
+from nsflow.thinning import Thinned, acceptance
 
+MIN_CHANCE = 0.1  # of a draw to pass, if the surrogate is good; one off by a nat lets everything pass
 KERNELS_SUFFICE = 0.7  # efficiency of thinned kernels, as the surrogate sees it, beyond which no flow is trained
 GAUSSIAN_SUFFICES = 0.9  # the same of a thinned Gaussian
 
@@ -25,6 +27,26 @@ def has_kernels(state: State) -> bool:
 def fit_cheap(key: Array, state: State, x: Float[np.ndarray, "n d"], log_weights: Float[np.ndarray, " n"]) -> Proposal:
     """Kernels or, in many dimensions, one Gaussian: they cost no training."""
     return Kernels.fit(key, x, log_weights) if has_kernels(state) else Gaussian.fit(x, log_weights)
+
+
+def mix_levels(state: State, newest: Gaussian) -> Proposal:
+    """Mixture of a new Gaussian and those of all levels: a posterior of many scales has a level for each.
+
+    Neal's funnel in 10-d spans fifty levels, of which one Gaussian or flow covers a few.
+    """
+    points = state.points
+    gaussians = [newest, *(q for q in state.components if isinstance(q, Gaussian))]
+    matters = points.log_posterior_weights > np.max(points.log_posterior_weights) - 15
+    points = points.select(matters)
+    log_q = np.stack([q.log_prob(points.x) for q in gaussians], axis=1)
+    log_target = points.log_likelihood + points.log_prior
+    log_Q = log_target - truncate(points.log_posterior_weights)
+    weights = optimal_weights(log_q, log_target, log_Q, floor=np.zeros(len(gaussians)))
+    kept = weights > 0.01
+    return Mixture(
+        tuple(q for q, is_kept in zip(gaussians, kept, strict=True) if is_kept),
+        tuple((weights[kept] / np.sum(weights[kept])).tolist()),
+    )
 
 
 def train_level(
@@ -43,24 +65,27 @@ def train_posterior(
     key: Array, state: State, x: Float[np.ndarray, "n d"], log_weights: Float[np.ndarray, " n"]
 ) -> tuple[list[Proposal], FlowInfo | None]:
     """Fit kernels or a Gaussian, thinned by a surrogate of the likelihood; and a flow unless that is enough."""
-    key_cheap, key_flow, key_thin, key_thin_flow = jax.random.split(key, 4)
+    key_surrogate, key_cheap, key_flow, key_thin, key_thin_flow = jax.random.split(key, 5)
     log_weights = truncate(log_weights)
-    cheap = thin(key_thin, state, [fit_cheap(key_cheap, state, x, log_weights)])
-    if efficiency(cheap[0]) > (KERNELS_SUFFICE if has_kernels(state) else GAUSSIAN_SUFFICES):
-        return cheap, None
+    fitted = fit_surrogate(key_surrogate, state)
+    cheap = fit_cheap(key_cheap, state, x, log_weights)
+    thinned = thin(key_thin, state, fitted, mix_levels(state, cheap) if isinstance(cheap, Gaussian) else cheap)
+    if thinned.efficiency > (KERNELS_SUFFICE if has_kernels(state) else GAUSSIAN_SUFFICES):
+        return [thinned], None
     new, info = flow.fit(key_flow, x, log_weights, training=state.settings.posterior)
-    return [*(cheap if has_kernels(state) else []), *thin(key_thin_flow, state, [new])], info
+    return [thinned, thin(key_thin_flow, state, fitted, new)], info
 
 
-def thin(key: Array, state: State, proposals: list[Proposal]) -> list[Proposal]:
-    """Let a surrogate of the likelihood, regressed on all points, decide which draws are worth a call."""
-    key_fit, *keys = jax.random.split(key, 1 + len(proposals))
+def fit_surrogate(key: Array, state: State) -> Surrogate:
+    """Regress log L on all points so far."""
     points = state.points.select(state.points.log_likelihood > -np.inf)
-    fitted = surrogate.fit(key_fit, points.x, points.log_likelihood, truncate(points.log_posterior_weights))
-    return [
-        Thinned.fit(k, q.proposal if isinstance(q, Thinned) else q, fitted, state.problem.prior)
-        for k, q in zip(keys, proposals, strict=True)
-    ]
+    return surrogate.fit(key, points.x, points.log_likelihood, truncate(points.log_posterior_weights))
+
+
+def thin(key: Array, state: State, fitted: Surrogate, proposal: Proposal) -> Thinned:
+    """Let a surrogate of the likelihood decide which draws are worth a call."""
+    bare = proposal.proposal if isinstance(proposal, Thinned) else proposal
+    return Thinned.fit(key, bare, fitted, state.problem.prior, min_chance=max(MIN_CHANCE, fitted.error))
 
 
 def num_candidates(state: State, calls: dict[int, int]) -> dict[int, int]:

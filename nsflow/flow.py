@@ -355,7 +355,7 @@ def _refine(flow: Flow, best: float, score: Callable[[Flow], float]) -> tuple[Fl
     while 2 * flow.num_steps <= 32:
         finer = replace(flow, num_steps=np.int32(2 * flow.num_steps))
         gain = score(finer) - best
-        if gain < 0.03:  # the density is exact at any number of steps; twice as many double the price of a run
+        if gain < 0.1:  # the density is exact at any number of steps; twice as many double the price of a run
             break
         flow, best = finer, best + gain
     return flow, best

@@ -52,13 +52,13 @@ def largest_batch(state: State) -> int:
 
 
 def _plan(num_batches: int, ess: float, missing: int | float) -> int:
-    """Decide after how many batches to look at the target again: when it should be met, at most four times as many.
+    """Decide after how many batches to look at the target again: when it should be met, at most twice as many.
 
     A run that looked after each batch would stop when no heavy weight has come for a while: low by
     mu_3 / (n (1 + cv^2)), where mu_3 is the third moment of the weights over their mean.
     """
     wanted = num_batches * (1 + 1.02 * missing / max(ess, 1.0))
-    return int(np.clip(np.ceil(wanted), num_batches + 1, 4 * num_batches))
+    return int(np.clip(np.ceil(wanted), num_batches + 1, 2 * num_batches))
 
 
 def _needs_training(frozen: Batches, estimate: Evidence) -> bool:
@@ -68,7 +68,7 @@ def _needs_training(frozen: Batches, estimate: Evidence) -> bool:
     corrected its evidence upwards, and the next frozen phase must find it again.
     """
     efficiency = estimate.ess / (frozen.num_batches * expected_calls(frozen.proposal))
-    return bool((estimate.khat > 0.7 and estimate.max_weight_share > 0.01) or efficiency < 0.1)
+    return bool((estimate.khat > 0.7 and estimate.max_weight_share > 0.02) or efficiency < 0.1)
 
 
 def _restart(state: State) -> State:

@@ -8,10 +8,11 @@ from jaxtyping import Array, Bool
 
 from nsflow.components import allocate, has_kernels, train_level
 from nsflow.evidence import effective_sample_size
-from nsflow.points import evidence_share, next_contour
+from nsflow.points import evidence_share, highest_share, next_contour
 from nsflow.state import Phase, State, StepInfo, describe, draw
 
-MIN_YIELD = 0.25  # share of a level's draws above its contour; where kernels or a Gaussian have less, flows are trained
+MIN_ABOVE = 0.02  # share of the evidence that may lie above the next contour at its end; a funnel lost 0.2 at 0.5
+MIN_YIELD = 0.1  # share of a level's draws above its contour; where kernels or a Gaussian have less, flows are trained
 
 
 def climb(key: Array, state: State) -> tuple[State, StepInfo]:
@@ -22,8 +23,13 @@ def climb(key: Array, state: State) -> tuple[State, StepInfo]:
     above = points.log_likelihood >= contour.log_likelihood
     if np.sum(above) <= 2 * num_dims or (contour.ess < 0.25 * _min_ess(state) and state.num_waits < 2):
         return _wait(key, state, above)
-    enough = effective_sample_size(points.log_posterior_weights) > max(100, 12 * num_dims)
-    if enough or evidence_share(points, contour.log_likelihood) < 0.5 or contour.log_mass > -0.1:
+    potential = highest_share(points, above)
+    if contour.log_mass > -0.1 or potential < MIN_ABOVE:
+        # On a plateau at the top nothing is higher than what was seen.
+        unseen = potential - evidence_share(points, contour.log_likelihood)
+        return replace(state, phase=Phase.SCOUTING, unseen=unseen), describe(Phase.LADDER, state)
+    if _has_posterior(state) and state.level_yield < MIN_YIELD:
+        # A shell gets thinner towards its top: the posterior rounds are better at it than more levels.
         return replace(state, phase=Phase.SCOUTING), describe(Phase.LADDER, state)
     chosen = points.select(above)
     key_fit, key_draw = jax.random.split(key)
@@ -31,14 +37,17 @@ def climb(key: Array, state: State) -> tuple[State, StepInfo]:
     state = replace(
         state,
         contours=state.contours + (contour.log_likelihood,) * len(trained),
-        # The level before adds about a fifth to the density of new points; those before it less than a twentieth.
-        overlap=max(1, min(state.newest)),
+        # The level before adds about a fifth to the density of new points; those before it less than a twentieth, for
+        # which the inverse of a flow is too dear.
+        overlap=max(1, min(state.newest)) if state.needs_networks else 1,
         num_waits=0,
     ).add_trained(*trained)
     num_before = len(points.x)
-    state = draw(key_draw, state, allocate(state, level_size(state)), above)
-    above_now = state.points.log_likelihood[num_before:] >= contour.log_likelihood
-    state = replace(state, needs_networks=state.needs_networks or bool(np.mean(above_now) < MIN_YIELD))
+    active = above if state.needs_networks else np.ones(len(above), bool)
+    state = draw(key_draw, state, allocate(state, level_size(state)), active)
+    level_yield = float(np.mean(state.points.log_likelihood[num_before:] >= contour.log_likelihood))
+    needs_networks = state.needs_networks or (level_yield < MIN_YIELD and not _has_posterior(state))
+    state = replace(state, level_yield=level_yield, needs_networks=needs_networks)
     return state, describe(Phase.LADDER, state, info)
 
 
@@ -50,15 +59,20 @@ def _wait(key: Array, state: State, active: Bool[np.ndarray, " n"]) -> tuple[Sta
 
 
 def level_size(state: State) -> int:
-    """Draws of one level."""
-    default = 600 if has_kernels(state) else 50 * max(10, state.problem.prior.num_dims)
-    return state.settings.num_live or default
+    """Draws of one level; a third of them where levels only look for a spike."""
+    size = state.settings.num_live or (600 if has_kernels(state) else 50 * max(10, state.problem.prior.num_dims))
+    return size // 3 if _has_posterior(state) else size
 
 
 def _min_ess(state: State) -> float:
     """Effective number of points to train a level on.
 
-    Kernels want many; a flow that starts from a Gaussian wants a dozen a dimension, which leaves a quarter of its
-    draws above a contour that holds a seventh of the prior mass.
+    Kernels want many; a Gaussian eight a dimension, of which its shrinkage leaves a usable covariance.
     """
-    return 200.0 if has_kernels(state) else 12.0 * max(10, state.problem.prior.num_dims)
+    size = 200.0 if has_kernels(state) else 8.0 * max(10, state.problem.prior.num_dims)
+    return size / 4 if _has_posterior(state) else size
+
+
+def _has_posterior(state: State) -> bool:
+    """Whether points enough for the posterior rounds have been drawn."""
+    return effective_sample_size(state.points.log_posterior_weights) > max(100, 12 * state.problem.prior.num_dims)

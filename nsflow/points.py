@@ -69,7 +69,8 @@ def next_contour(points: Points, contour: float, *, compression: tuple[float, fl
     above = (points.log_likelihood >= contour) & (points.log_likelihood > -np.inf)
     order = np.argsort(-points.log_likelihood[above], kind="stable")
     log_likelihood = points.log_likelihood[above][order]
-    log_weights = points.log_prior_weights[above][order]
+    # One point that all proposals under-cover may weigh more than the rest, and would hold the contour down for ever.
+    log_weights = truncate(points.log_prior_weights[above][order])
     weights = np.exp(log_weights - np.max(log_weights))
     mass = np.cumsum(weights)
     ess = mass**2 / np.cumsum(weights**2)
@@ -86,6 +87,12 @@ def evidence_share(points: Points, contour: float) -> float:
     log_weights = points.log_posterior_weights
     above = points.log_likelihood >= contour
     return float(np.exp(np.logaddexp.reduce(log_weights[above]) - np.logaddexp.reduce(log_weights)))
+
+
+def highest_share(points: Points, above: Bool[np.ndarray, " n"]) -> float:
+    """Share of the evidence that some points would hold if all the prior mass there had the highest likelihood."""
+    highest = np.max(points.log_likelihood) + np.logaddexp.reduce(points.log_prior_weights[above])
+    return float(np.exp(highest - np.logaddexp.reduce(points.log_posterior_weights)))
 
 
 def truncate(log_weights: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

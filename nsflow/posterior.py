@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from nsflow.components import allocate, broad_level, num_candidates, thin, train_posterior
+from nsflow.components import allocate, broad_level, fit_surrogate, num_candidates, thin, train_posterior
 from nsflow.proposal import MetaProposal, optimal_weights
 from nsflow.state import PRIOR, Batches, Phase, State, StepInfo, describe, extend, learn, no_batches
 from nsflow.thinning import acceptance, at_most
@@ -49,8 +49,10 @@ def largest_round(state: State) -> int:
 
 def _freeze(key: Array, state: State, pilot: Batches) -> State:
     """Thin the newest components by all that is known now, and weigh their mixture on draws that trained none."""
-    newest = [k for training in state.trainings[-2:] for k in training]
-    state = state.add_trained(*thin(key, state, [state.components[k] for k in newest]))
+    newest = [state.components[k] for training in state.trainings[-1:] for k in training]
+    key_surrogate, *keys = jax.random.split(key, 1 + len(newest))
+    fitted = fit_surrogate(key_surrogate, state)
+    state = state.add_trained(*(thin(k, state, fitted, q) for k, q in zip(keys, newest, strict=True)))
     broad = broad_level(state)
     candidates = sorted({PRIOR, broad, *state.modes, *state.newest})
     floor = [PRIOR_FLOOR if k == PRIOR else BROAD_FLOOR if k == broad else 0.0 for k in candidates]

@@ -118,6 +118,33 @@ class MetaProposal:
             return np.logaddexp.reduce(log_q + np.log(np.asarray(self.num_draws) / sum(self.num_draws)), axis=1)
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """Mixture as one component: each draw picks its own.
+
+    Args:
+        components: The proposals.
+        weights: Their weights, which sum to one.
+    """
+
+    components: tuple[Proposal, ...]
+    weights: tuple[float, ...]
+
+    def sample_and_log_prob(self, key: Array, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draw points, ``(n, d)``, with their log-density in nats."""
+        key_count, *keys = jax.random.split(key, 1 + len(self.components))
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key_count)))
+        counts = rng.multinomial(num_samples, self.weights).tolist()
+        draws = [q.sample_and_log_prob(k, n) for q, k, n in zip(self.components, keys, counts, strict=True)]
+        x = rng.permutation(np.concatenate([np.asarray(x) for x, _ in draws]))
+        return x, self.log_prob(x)
+
+    def log_prob(self, x: Float[np.ndarray, "n d"]) -> np.ndarray:
+        """Log-density in nats, shape ``(n,)``."""
+        log_q = np.stack([log_prob(q, x) for q in self.components], axis=1)
+        return np.logaddexp.reduce(log_q + np.log(self.weights), axis=1)
+
+
 def log_prob(proposal: Proposal, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
     """Log-density of one component as part of a mixture, in nats: -inf where it disowns the point."""
     log_q = np.asarray(proposal.log_prob(x), np.float64)
@@ -156,13 +183,13 @@ def optimal_weights(
     References:
         He & Owen (2014), *Optimal mixture weights in multiple importance sampling*, Section 4 (the objective).
     """
-    log_moment = 2 * log_target - log_Q
-    log_alpha = np.full(log_q.shape[1], -np.log(log_q.shape[1]))
+    matters = log_target > -np.inf
+    log_q, log_moment = log_q[matters], (2 * log_target - log_Q)[matters]
+    largest = np.max(log_q, axis=1)
+    q = np.exp(log_q - largest[:, None])
+    alpha = np.full(q.shape[1], 1 / q.shape[1])
     for _ in range(num_iterations):
-        log_mixture = np.logaddexp.reduce(log_q + log_alpha, axis=1)
-        log_gradient = np.logaddexp.reduce(log_q + (log_moment - 2 * log_mixture)[:, None], axis=0)
-        log_alpha = log_alpha + 0.5 * log_gradient
-        log_alpha = np.maximum(
-            log_alpha - np.logaddexp.reduce(log_alpha), -50.0
-        )  # a component at zero could never return
-    return floor + (1 - np.sum(floor)) * np.exp(log_alpha)
+        log_ratio = log_moment - largest - 2 * np.log(q @ alpha)
+        alpha = alpha * np.sqrt(q.T @ np.exp(log_ratio - np.max(log_ratio, initial=-np.inf)))
+        alpha = np.maximum(alpha / np.sum(alpha), 1e-20)  # a component at zero could never return
+    return floor + (1 - np.sum(floor)) * alpha

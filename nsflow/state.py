@@ -27,12 +27,12 @@ class Settings:
         ess: Effective sample size of fresh draws at which a run is finished.
         max_calls: Likelihood calls that a run never exceeds; one that would is returned unfinished.
         num_prior: Draws from the prior at the start.
-        num_live: Draws of each level of the ladder: the safety knob. If left out 1000 in the dimensions of the kernels,
-            beyond them 50 a dimension and at least 500.
+        num_live: Draws of each level of the ladder: the safety knob. If left out 600 in the dimensions of the kernels,
+            beyond them 50 a dimension and at least 500. Levels beyond the posterior take a third.
         compression: Logs of the smallest and the largest share of the prior mass that a level keeps, in nats.
         max_scouts: Largest number of draws from the prior in the search for modes that the ladder lost.
         prior_share: Share of the prior among the draws of each level and round.
-        kernel_dims: Largest dimension in which kernels propose beside the flows.
+        kernel_dims: Largest dimension in which kernels propose; beyond it Gaussians do until flows are needed.
         rounds: Draws of the posterior rounds as shares of `ess`, the last of them repeated. A round follows only while
             it promises to save more draws than it costs.
         max_rounds: Largest number of posterior rounds.
@@ -57,7 +57,7 @@ class Settings:
     prior_share: float = 0.05
     kernel_dims: int = 6
     rounds: tuple[float, ...] = (0.06, 0.12, 0.2)
-    max_rounds: int = 4
+    max_rounds: int = 3
     max_restarts: int = 2
     ladder: Training = field(default_factory=lambda: Training(num_steps=600, patience=1, held_out=0.2))
     posterior: Training = field(default_factory=Training)
@@ -182,7 +182,9 @@ class State:
     nan_params: tuple[dict[str, np.ndarray], ...]  # parameters at which the likelihood was NaN
     contours: tuple[float, ...] = (-np.inf,)  # nats; component k of the ladder was trained above contour k
     trainings: tuple[tuple[int, ...], ...] = ()  # components that were trained together, in order
-    needs_networks: bool = False  # whether the cheap proposals of a level have wasted most of their draws
+    unseen: float = 0.0  # share of the evidence that may lie above the ladder's end beyond what was seen there
+    level_yield: float = 1.0  # share of the last level's draws above its contour
+    needs_networks: bool = False  # whether cheap proposals had a yield so low that levels are trained flows
     overlap: int = 1  # first component whose density matters where points are drawn now
     modes: tuple[int, ...] = ()  # components on modes that scouting found
     summits: tuple[Mode, ...] = ()  # maxima that scouting has measured

@@ -64,6 +64,10 @@ def _alarms(state: State, estimate: Evidence) -> tuple[str, ...]:
         # A prior that is a large part of the mixture was chosen for it: the likelihood says little there.
         if share > max(0.05, 5 * _prior_part(state.frozen)):
             alarms.append(f"only the prior proposes {share:.0%} of the evidence: the flows miss it")
+    if state.unseen > 0.1:
+        alarms.append(
+            f"the ladder stopped where {state.unseen:.0%} of the evidence may lie above it: a spike may be lost"
+        )
     num_nan = sum(len(next(iter(params.values()))) for params in state.nan_params if params)
     if num_nan:
         alarms.append(f"the likelihood was NaN at {num_nan} points, counted as -inf")

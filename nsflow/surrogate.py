@@ -35,12 +35,14 @@ class Surrogate:
         whole: Gaussian of the points after that, by which they are whitened.
         level: Log-likelihood at which `model` is zero, nats.
         model: Regression of whitened points, ``(n, d)`` to ``(n,)``.
+        error: Rms error on points held out, at most one nat.
     """
 
     squeezed: Bool[np.ndarray, " d"]
     whole: Gaussian
     level: float
     model: Callable[[np.ndarray], np.ndarray]
+    error: float = 1.0
 
     def __call__(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
         """Estimate log L in nats, shape ``(n,)``."""
@@ -90,9 +92,27 @@ def fit(
     whole = Gaussian.fit(_squeeze(x, squeezed), log_weights)
     empty = Surrogate(squeezed, whole, level, lambda white: np.zeros(len(white)))
     white, value = empty.whiten(x), log_likelihood - level
-    if num_dims <= MAX_INTERPOLATED:
-        return replace(empty, model=_interpolate(white[near], value[near]))
-    return replace(empty, model=_fit_network(key, white, value, log_weights, training))
+    key_split, key_train = jax.random.split(key)
+    order = np.random.default_rng(np.asarray(jax.random.key_data(key_split))).permutation(len(x))
+    num_held_out = int(training.held_out * len(x))
+    # The flanks steer the proposals too: the root of the posterior weights, in training as in the error.
+    log_matter = log_weights / 2
+    held_out, kept = order[:num_held_out], order[num_held_out:]
+    matter = np.exp(log_matter[held_out] - np.max(log_matter[held_out]))
+
+    def error(model: Callable[[np.ndarray], np.ndarray]) -> float:
+        """Rms error of points held out; one nat is as bad as any more."""
+        difference = model(white[held_out]) - np.maximum(value[held_out], -DEPTH)
+        return float(np.sqrt(matter @ np.minimum(difference**2, 1.0) / np.sum(matter)))
+
+    if num_dims > MAX_INTERPOLATED:
+        rows = np.column_stack([white, np.maximum(value, -DEPTH)])[kept]
+        model = _fit_network(key_train, rows, log_matter[kept], training, lambda field: -error(_Network(field)))
+        return replace(empty, model=model, error=error(model))
+    part = kept[near[kept]]
+    return replace(
+        empty, model=_interpolate(white[near], value[near]), error=error(_interpolate(white[part], value[part]))
+    )
 
 
 def _interpolate(white: np.ndarray, value: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -119,27 +139,17 @@ def _evaluate(field: Partial, x: Array) -> Array:
 
 
 def _fit_network(
-    key: Array, white: np.ndarray, value: np.ndarray, log_weights: np.ndarray, training: Training
-) -> Callable:
-    """Train on points in proportion to the root of their posterior weight: the flanks steer the proposals too."""
-    key_split, key_init, key_train = jax.random.split(key, 3)
-    rows = np.column_stack([white, np.maximum(value, -DEPTH)])
-    order = np.random.default_rng(np.asarray(jax.random.key_data(key_split))).permutation(len(rows))
-    num_held_out = int(training.held_out * len(rows))
-    held_out, kept = order[:num_held_out], order[num_held_out:]
+    key: Array, rows: np.ndarray, log_weights: np.ndarray, training: Training, score: Callable[[Partial], float]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Train on points in proportion to their weights; values far down only say "low"."""
+    key_init, key_train = jax.random.split(key)
     assert training.architecture is not None
-    start = training.architecture.init_potential(key_init, white.shape[1])
-    weights = np.exp(log_weights[held_out] / 2 - np.max(log_weights[held_out] / 2))
-
-    def score(field: Partial) -> float:
-        error = _Network(field)(white[held_out]) - rows[held_out, -1]
-        return -float(np.sqrt(weights @ np.minimum(error**2, 1.0) / np.sum(weights)))
-
+    start = training.architecture.init_potential(key_init, rows.shape[1] - 1)
     trained, _ = train.fit(
         key_train,
         start,
-        rows[kept],
-        log_weights[kept] / 2,
+        rows,
+        log_weights,
         objective=Regression(-DEPTH),
         training=training,
         score=score,

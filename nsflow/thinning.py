@@ -12,7 +12,6 @@ from nsflow.proposal import MetaProposal, Proposal, log_prob
 
 Surrogate = Callable[[np.ndarray], np.ndarray]  # latent points, (n, d), to estimates of log L in nats, (n,)
 
-MIN_CHANCE = 0.1  # of a draw to pass wherever the surrogate thinks the target low: it bounds the cost of its errors
 MIN_ACCEPTANCE = 0.1  # share of draws that pass; fewer would cost more time than the calls they save
 ENOUGH = 0.95  # efficiency of the draws that pass, as the surrogate sees it
 BOUNDS = np.linspace(0.0, 1.0, 21)  # quantiles of the estimated weight that are tried as bounds
@@ -35,6 +34,7 @@ class Thinned:
         prior: The prior pi.
         log_bound: Log of c, the estimated weight at which a draw passes for certain, nats.
         acceptance: Estimated share of draws that pass; for planning, no density rests on it.
+        min_chance: Smallest chance a_0, wherever the surrogate thinks the target low: it bounds the cost of its errors.
         efficiency: Effective sample size of a draw that passes, as the surrogate sees it.
 
     References:
@@ -46,6 +46,7 @@ class Thinned:
     prior: Prior
     log_bound: float
     acceptance: float
+    min_chance: float = 0.1
     efficiency: float = 1.0
 
     @classmethod
@@ -56,6 +57,7 @@ class Thinned:
         surrogate: Surrogate,
         prior: Prior,
         *,
+        min_chance: float = 0.1,
         num_samples: int = 1024,
     ) -> "Thinned":
         """Choose the bound from free draws: as many pass as leaves the weights of those that do nearly equal.
@@ -65,6 +67,7 @@ class Thinned:
             proposal: The proposal.
             surrogate: Estimate of log L.
             prior: The prior.
+            min_chance: Smallest chance of a draw to pass.
             num_samples: Number of free draws.
 
         Returns:
@@ -73,12 +76,12 @@ class Thinned:
         x, log_q = proposal.sample_and_log_prob(key, num_samples)
         x, log_q = np.asarray(x), np.asarray(log_q)
         kept = ~np.isnan(log_q)
-        thinned, best = cls(proposal, surrogate, prior, -np.inf, 1.0, 0.0), 0.0  # lets everything pass
+        thinned, best = cls(proposal, surrogate, prior, -np.inf, 1.0, min_chance, 0.0), 0.0  # lets everything pass
         if not np.any(kept):
             return thinned
         log_weights = thinned.estimate(x[kept], log_q[kept])
         for log_bound in np.quantile(log_weights, BOUNDS):
-            log_chance = _clip(log_weights - log_bound)
+            log_chance = np.clip(log_weights - log_bound, np.log(min_chance), 0.0)
             acceptance = float(np.sum(np.exp(log_chance))) / num_samples
             efficiency = np.exp(
                 2 * np.logaddexp.reduce(log_weights)
@@ -89,7 +92,7 @@ class Thinned:
                 break
             if efficiency > best:
                 best = efficiency
-                thinned = cls(proposal, surrogate, prior, float(log_bound), acceptance, float(best))
+                thinned = cls(proposal, surrogate, prior, float(log_bound), acceptance, min_chance, float(best))
             if efficiency > ENOUGH:
                 break
         return thinned
@@ -116,22 +119,14 @@ class Thinned:
     def _log_chance(self, x: np.ndarray, log_q: np.ndarray) -> np.ndarray:
         owned = np.isfinite(log_q)
         log_chance = np.zeros(len(x))
-        log_chance[owned] = _clip(self.estimate(x[owned], log_q[owned]) - self.log_bound)
+        log_ratio = self.estimate(x[owned], log_q[owned]) - self.log_bound
+        log_chance[owned] = np.clip(log_ratio, np.log(self.min_chance), 0.0)
         return log_chance
-
-
-def _clip(log_ratio: np.ndarray) -> np.ndarray:
-    return np.clip(log_ratio, np.log(MIN_CHANCE), 0.0)
 
 
 def acceptance(proposal: Proposal) -> float:
     """Share of a proposal's draws that cost a likelihood call."""
     return proposal.acceptance if isinstance(proposal, Thinned) else 1.0
-
-
-def efficiency(proposal: Proposal) -> float:
-    """Effective sample size of a call, as far as a surrogate can tell."""
-    return proposal.efficiency if isinstance(proposal, Thinned) else 0.0
 
 
 def expected_calls(mixture: MetaProposal) -> int | float:

@@ -44,7 +44,7 @@ class Training:
     learning_rate: float = 3e-3
     ema: float = 0.99
     steps_per_score: int = 200
-    patience: int = 3
+    patience: int = 2
     held_out: float = 0.1
     integration_steps: int | None = None
 

@@ -9,9 +9,10 @@ import pytest
 from scipy import optimize, stats
 
 from nsflow.flow import Flow
+from nsflow.gaussian import Gaussian
 from nsflow.kernels import Kernels
 from nsflow.prior import Prior
-from nsflow.proposal import MetaProposal, PriorProposal, Proposal, log_prob, optimal_weights
+from nsflow.proposal import MetaProposal, Mixture, PriorProposal, Proposal, log_prob, optimal_weights
 
 FALSE_ALARM = 1e-5  # chance that a correct nsflow fails any one statistical test in this file
 
@@ -190,3 +191,18 @@ def test_draws_of_no_likelihood_and_components_of_no_density_do_no_harm():
     alpha = optimal_weights(log_q, log_target, log_Q, floor=np.zeros(3))
     assert alpha[2] == pytest.approx(0, abs=1e-9)
     assert alpha.sum() == pytest.approx(1)
+
+
+def test_mixture_draws_what_its_density_says():
+    """Weights of N(0, 1) under 0.3 N(-1, 1) + 0.7 N(1, 2) average to one; false alarm 1e-5."""
+    parts = Gaussian(np.array([-1.0]), np.eye(1)), Gaussian(np.array([1.0]), 2 * np.eye(1))
+    mixture = Mixture(parts, (0.3, 0.7))
+    x, log_q = mixture.sample_and_log_prob(jax.random.key(0), 20_000)
+    exact = np.log(0.3 * stats.norm.pdf(x[:, 0], -1, 1) + 0.7 * stats.norm.pdf(x[:, 0], 1, 2))
+    np.testing.assert_allclose(log_q, exact, atol=1e-12)
+    weights = np.exp(stats.norm.logpdf(x[:, 0]) - log_q)
+    pull = (np.mean(weights) - 1) / (np.std(weights) / np.sqrt(len(weights)))
+    assert np.std(weights) < 2
+    assert abs(pull) < stats.norm.isf(5e-6)
+    # The order of the draws says nothing about the component that drew them.
+    assert abs(np.mean(x[:10_000]) - np.mean(x[10_000:])) < stats.norm.isf(5e-6) * np.std(x) * np.sqrt(2e-4)

@@ -1,0 +1,103 @@
+"""Problems that samplers get wrong without noticing, each with a known evidence."""
+
+import numpy as np
+from problems import LOG_2PI, Problem, Uniform
+from scipy import special
+
+
+def _normal(x, mean, width, xp):
+    """Log-density of N(mean, width^2 I), the coordinates of a row together."""
+    d = x.shape[1]
+    return -0.5 * xp.sum(((x - mean) / width) ** 2, axis=1) - d * np.log(width) - 0.5 * d * LOG_2PI
+
+
+def slab(d=5):
+    """Half of the evidence in a slab of width 1, half in a spike of width 0.02 on its flank: volumes apart by 50^d."""
+
+    def log_likelihood(x, xp=np):
+        return xp.logaddexp(_normal(x, 0.0, 1.0, xp), _normal(x, 0.7, 0.02, xp)) - np.log(2.0)
+
+    return Problem(f"slab-{d}", [Uniform(-10, 10)] * d, log_likelihood, -d * np.log(20.0), "analytic")
+
+
+def cauchy(d=5):
+    """A Cauchy distribution of width 0.1 in every coordinate: no moments."""
+    edge, width = 50.0, 0.1
+
+    def log_likelihood(x, xp=np):
+        return -xp.sum(xp.log1p((x / width) ** 2), axis=1) - d * np.log(np.pi * width)
+
+    mass = 2 / np.pi * np.arctan(edge / width)
+    logz = d * np.log(mass / (2 * edge))
+    return Problem(f"cauchy-{d}", [Uniform(-edge, edge)] * d, log_likelihood, float(logz), "analytic")
+
+
+def corner(d=10):
+    """Exponentials of scale 0.02 into the corner of the unit cube."""
+    scale = 0.02
+
+    def log_likelihood(x, xp=np):
+        return -xp.sum(x, axis=1) / scale
+
+    logz = d * np.log(scale * -np.expm1(-1 / scale))
+    return Problem(f"corner-{d}", [Uniform(0, 1)] * d, log_likelihood, float(logz), "analytic")
+
+
+def plateau(d=5):
+    """The likelihood says e^-40 on 99 % of the prior; in a cube of the other 1 %, a Gaussian a tenth as wide."""
+    half = 0.5 * 0.01 ** (1 / d)
+    width = half / 5
+
+    def log_likelihood(x, xp=np):
+        inside = xp.all(xp.abs(x) < half, axis=1)
+        return xp.where(inside, -0.5 * xp.sum((x / width) ** 2, axis=1), -40.0)
+
+    peak = d * (np.log(width) + 0.5 * LOG_2PI + np.log(special.erf(5 / np.sqrt(2))))
+    logz = np.logaddexp(peak, np.log(0.99) - 40.0)
+    return Problem(f"plateau-{d}", [Uniform(-0.5, 0.5)] * d, log_likelihood, float(logz), "analytic")
+
+
+def noisy(d=10):
+    """A Gaussian whose log-likelihood is off by 0.1 nats, rms: a sine that turns too fast to follow."""
+    amplitude = 0.1 * np.sqrt(2)
+
+    def log_likelihood(x, xp=np):
+        noise = amplitude * xp.sin(1e7 * xp.sum(x * np.sqrt(np.arange(2, d + 2)), axis=1))
+        return _normal(x, 0.0, 0.5, xp) + noise
+
+    logz = -d * np.log(20.0) + np.log(special.i0(amplitude))
+    return Problem(f"noisy-{d}", [Uniform(-10, 10)] * d, log_likelihood, float(logz), "analytic")
+
+
+def correlated(d=10, rho=0.999):
+    """A Gaussian whose coordinates all have correlation 0.999."""
+    cov = 0.5**2 * (rho + (1 - rho) * np.eye(d))
+    chol_inv = np.linalg.inv(np.linalg.cholesky(cov))
+    norm = np.sum(np.log(np.diag(chol_inv))) - 0.5 * d * LOG_2PI
+
+    def log_likelihood(x, xp=np):
+        return norm - 0.5 * xp.sum((x @ chol_inv.T) ** 2, axis=1)
+
+    return Problem(f"correlated-{d}", [Uniform(-10, 10)] * d, log_likelihood, -d * np.log(20.0), "analytic")
+
+
+def banana(d=20):
+    """Pairs (a, b) with a ~ N(0, 1) and b - a^2 / 2 ~ N(0, 0.1^2): shears keep the volume, so logZ is the box's."""
+
+    def log_likelihood(x, xp=np):
+        a, b = x[:, ::2], x[:, 1::2]
+        return _normal(a, 0.0, 1.0, xp) + _normal(b - 0.5 * a**2, 0.0, 0.1, xp)
+
+    priors = [Uniform(-8, 8), Uniform(-4, 36)] * (d // 2)
+    return Problem(f"banana-{d}", priors, log_likelihood, -d // 2 * np.log(16.0 * 40.0), "analytic")
+
+
+BUILDERS = {
+    "slab-5": slab,
+    "cauchy-5": cauchy,
+    "corner-10": corner,
+    "plateau-5": plateau,
+    "noisy-10": noisy,
+    "correlated-10": correlated,
+    "banana-20": banana,
+}
