@@ -34,10 +34,8 @@ def mix_levels(state: State, newest: Gaussian) -> Proposal:
 
     Neal's funnel in 10-d spans fifty levels, of which one Gaussian or flow covers a few.
     """
-    points = state.points
+    points = state.points.select(state.points.matters)
     gaussians = [newest, *(q for q in state.components if isinstance(q, Gaussian))]
-    matters = points.log_posterior_weights > np.max(points.log_posterior_weights) - 15
-    points = points.select(matters)
     log_q = np.stack([q.log_prob(points.x) for q in gaussians], axis=1)
     log_target = points.log_likelihood + points.log_prior
     log_Q = log_target - truncate(points.log_posterior_weights)
@@ -55,10 +53,11 @@ def train_level(
     """Fit kernels or a Gaussian; and a flow once these have wasted most draws of a level."""
     key_cheap, key_flow = jax.random.split(key)
     log_weights = truncate(log_weights)
+    cheap = fit_cheap(key_cheap, state, x, log_weights)
     if not state.needs_networks:
-        return [fit_cheap(key_cheap, state, x, log_weights)], None
+        return [cheap], None
     new, info = flow.fit(key_flow, x, log_weights, training=state.settings.ladder)
-    return [*([fit_cheap(key_cheap, state, x, log_weights)] if has_kernels(state) else []), new], info
+    return ([cheap, new] if has_kernels(state) else [new]), info  # a flow that gains nothing is the Gaussian itself
 
 
 def train_posterior(

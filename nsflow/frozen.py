@@ -1,4 +1,4 @@
-"""Last phase: fresh draws from frozen proposals, on which alone the headline rests."""
+"""Last phase: draws from frozen proposals, until they and those of the posterior rounds reach the target."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Array
 
 from nsflow.evidence import Evidence
-from nsflow.state import Batches, Phase, State, StepInfo, extend, learn
+from nsflow.fresh import Batches
+from nsflow.state import Phase, State, StepInfo, extend, learn
 from nsflow.thinning import at_most, expected_calls
 
 
@@ -42,7 +43,7 @@ def _credits(rounds: Sequence[Batches], frozen: Batches) -> tuple[float, ...]:
     log_weights, draws = frozen.log_weights, frozen.draws
     own = np.logaddexp.reduce(2 * log_weights)
     moments = [np.logaddexp.reduce(2 * log_weights + draws.log_Q - r.proposal.log_prob(draws.x)) for r in rounds]
-    return tuple(float(min(1.0, np.exp(own - moment))) for moment in moments)
+    return tuple(float(np.exp(own - moment)) for moment in moments)
 
 
 def largest_batch(state: State) -> int:
@@ -64,8 +65,7 @@ def _plan(num_batches: int, ess: float, missing: int | float) -> int:
 def _needs_training(frozen: Batches, estimate: Evidence) -> bool:
     """Whether the weights say that the mixture misses something.
 
-    Asking seldom matters: a run that stops at the first heavy weight throws away the very draw that would have
-    corrected its evidence upwards, and the next frozen phase must find it again.
+    Asking seldom matters: what a run does at its first heavy weight depends on the weights that it averages.
     """
     efficiency = estimate.ess / (frozen.num_batches * expected_calls(frozen.proposal))
     return bool((estimate.khat > 0.7 and estimate.max_weight_share > 0.02) or efficiency < 0.1)
@@ -73,9 +73,9 @@ def _needs_training(frozen: Batches, estimate: Evidence) -> bool:
 
 def _restart(state: State) -> State:
     """Give the frozen draws to training and repeat the last two rounds."""
-    frozen, log_weights = state.frozen, state.points.log_posterior_weights
+    frozen = state.frozen
     assert frozen is not None
-    state = learn(state, frozen, log_weights > np.logaddexp.reduce(log_weights) - np.log(100 * len(log_weights)))
+    state = learn(state, frozen, state.points.matters)
     state = replace(state, rounds=(*state.rounds, frozen), frozen=None)
     num_rounds = max(0, state.settings.max_rounds - 2)
     return replace(state, phase=Phase.POSTERIOR, num_rounds=num_rounds, num_restarts=state.num_restarts + 1)

@@ -30,6 +30,12 @@ class Points(NamedTuple):
         """Log of likelihood times prior volume; their sum estimates the evidence."""
         return self.log_likelihood + self.log_prior_weights
 
+    @property
+    def matters(self) -> Bool[np.ndarray, " n"]:
+        """Which points have 1 % of the average posterior weight: few of the ladder, nearly all of the posterior."""
+        log_weights = self.log_posterior_weights
+        return log_weights > np.logaddexp.reduce(log_weights) - np.log(100 * len(log_weights))
+
     def select(self, chosen: Bool[np.ndarray, " n"]) -> "Points":
         """Keep some of the points."""
         x, log_likelihood, log_prior, log_flows, is_prior = (column[chosen] for column in self[:5])

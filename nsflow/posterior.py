@@ -7,27 +7,27 @@ import numpy as np
 from jaxtyping import Array
 
 from nsflow.components import allocate, broad_level, fit_surrogate, num_candidates, thin, train_posterior
+from nsflow.fresh import Batches
 from nsflow.proposal import MetaProposal, optimal_weights
-from nsflow.state import PRIOR, Batches, Phase, State, StepInfo, describe, extend, learn, no_batches
+from nsflow.state import PRIOR, Phase, State, StepInfo, describe, extend, learn, no_batches
 from nsflow.thinning import acceptance, at_most
 
-PRIOR_FLOOR = 0.005  # least share of the prior in the frozen mixture: it bounds every weight
 WORTHWHILE = 0.05  # share of the effective sample size that a further round must promise to save
+PRIOR_FLOOR = 0.005  # least share of the prior in the frozen mixture: it bounds every weight
 BROAD_FLOOR = 0.02  # and of the broad level, which bounds them where the posterior has tails
 
 
 def refine(key: Array, state: State) -> tuple[State, StepInfo]:
     """Train on all points with posterior weights, draw; freeze when that was good enough."""
     settings = state.settings
-    log_weights = state.points.log_posterior_weights
-    # Points of a weight below 1 % of the average are most of the ladder and none of the posterior.
-    chosen = log_weights > np.logaddexp.reduce(log_weights) - np.log(100 * len(log_weights))
+    matters = state.points.matters
+    chosen = state.points.select(matters)
     key_fit, key_draw, key_freeze = jax.random.split(key, 3)
-    trained, info = train_posterior(key_fit, state, state.points.x[chosen], log_weights[chosen])
+    trained, info = train_posterior(key_fit, state, chosen.x, chosen.log_posterior_weights)
     state = state.add_trained(*trained)
     num_draws = num_candidates(state, allocate(state, round_size(state)))
     state, pilot = extend(key_draw, state, no_batches(state, num_draws))
-    state = learn(state, pilot, chosen)
+    state = learn(state, pilot, matters)
     state = replace(state, rounds=(*state.rounds, pilot), num_rounds=state.num_rounds + 1)
     efficiency = pilot.estimate().ess / len(pilot.log_prior)
     # A further round wins back about a quarter of the draws that are lost to unequal weights.
@@ -49,7 +49,7 @@ def largest_round(state: State) -> int:
 
 def _freeze(key: Array, state: State, pilot: Batches) -> State:
     """Thin the newest components by all that is known now, and weigh their mixture on draws that trained none."""
-    newest = [state.components[k] for training in state.trainings[-1:] for k in training]
+    newest = [state.components[k] for k in state.newest]
     key_surrogate, *keys = jax.random.split(key, 1 + len(newest))
     fitted = fit_surrogate(key_surrogate, state)
     state = state.add_trained(*(thin(k, state, fitted, q) for k, q in zip(keys, newest, strict=True)))

@@ -1,4 +1,4 @@
-"""The loop: a ladder of contours, scouting, posterior rounds, and fresh draws from frozen proposals."""
+"""The loop: a ladder of contours, scouting, posterior rounds, and draws from frozen proposals."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -106,8 +106,9 @@ def run(
 ) -> Results:
     r"""Compute evidence and posterior.
 
-    A ladder of likelihood contours finds the posterior, scouts look for modes that it lost, a few rounds train flows
-    on it, and fresh draws from the frozen mixture Q of flows and prior give the result,
+    A ladder of likelihood contours finds the posterior, scouts look for modes that it lost, and a few rounds train
+    flows on it. Draws that trained none of what proposed them, those of the rounds and those of the mixture Q that is
+    frozen after them, give the result,
 
     .. math::
         \hat Z = \frac1N \sum_i \frac{L(x_i)\,\pi(x_i)}{Q(x_i)}, \qquad x_i \sim Q.

@@ -1,16 +1,17 @@
 """What a run is made of: its problem, its settings, and all that the next step needs to know."""
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from nsflow.evidence import Evidence, effective_sample_size, log_evidence
+from nsflow.evidence import effective_sample_size
 from nsflow.flow import FlowInfo
+from nsflow.fresh import Batches, Fresh, pool
 from nsflow.likelihood import Likelihood, evaluate
 from nsflow.modes import Mode
 from nsflow.points import Points, join
@@ -33,8 +34,8 @@ class Settings:
         max_scouts: Largest number of draws from the prior in the search for modes that the ladder lost.
         prior_share: Share of the prior among the draws of each level and round.
         kernel_dims: Largest dimension in which kernels propose; beyond it Gaussians do until flows are needed.
-        rounds: Draws of the posterior rounds as shares of `ess`, the last of them repeated. A round follows only while
-            it promises to save more draws than it costs.
+        rounds: Draws of the posterior rounds as shares of `ess`, the last of them repeated. Their draws
+            count towards it. A round follows only while it promises to save a twentieth of all draws.
         max_rounds: Largest number of posterior rounds.
         max_restarts: How often an alarm in the frozen phase leads back to training.
         ladder: How the levels are trained.
@@ -96,76 +97,6 @@ class Phase(enum.StrEnum):
     POSTERIOR = "posterior"
     FROZEN = "frozen"
     FINISHED = "finished"
-
-
-class Batches(NamedTuple):
-    """Draws of proposals that they did not train, one batch like the other."""
-
-    proposal: MetaProposal
-    components: tuple[int, ...]  # which components of the state the proposal mixes
-    num_batches: int
-    draws: Draws
-    log_likelihood: Float[np.ndarray, " n"]  # nats
-    log_prior: Float[np.ndarray, " n"]  # log-density of the prior in latent space, nats
-
-    @property
-    def log_weights(self) -> Float[np.ndarray, " n"]:
-        r"""Log of :math:`L \pi / Q`, nats."""
-        return self.log_likelihood + self.log_prior - self.draws.log_Q
-
-    @property
-    def num_draws(self) -> np.ndarray:
-        """Draws made from each component, dropped ones included."""
-        return self.num_batches * np.asarray(self.proposal.num_draws)
-
-    def estimate(self) -> Evidence:
-        """Evidence of these draws alone."""
-        return log_evidence(self.log_weights, self.draws.component, self.num_draws)
-
-
-class Fresh(NamedTuple):
-    """All draws that the headline rests on; each component of each proposal is a stratum."""
-
-    x: Float[np.ndarray, "n d"]
-    log_likelihood: Float[np.ndarray, " n"]  # nats
-    log_weights: Float[np.ndarray, " n"]  # nats; their mean over all draws is the evidence
-    stratum: Int[np.ndarray, " n"]
-    num_draws: Int[np.ndarray, " j"]  # of each stratum, dropped ones included
-
-    def estimate(self) -> Evidence:
-        """Evidence of all draws."""
-        return log_evidence(self.log_weights, self.stratum, self.num_draws)
-
-
-def pool(batches: Sequence[Batches], credits: Sequence[float]) -> Fresh:
-    r"""Join draws of several proposals, a draw of proposal r for :math:`c_r` draws.
-
-    .. math::
-        \hat Z = \frac{\sum_r c_r \sum_i w_{ri}}{\sum_r c_r n_r}.
-
-    Every term estimates Z without bias, and so does their average as long as the credits do not look at the weights
-    that they multiply.
-
-    Args:
-        batches: The draws, at least one batch.
-        credits: How much a draw of each proposal counts.
-
-    Returns:
-        The draws with rescaled weights.
-    """
-    num_draws = [b.num_draws for b in batches]
-    total = sum(n.sum() for n in num_draws)
-    scale = total / sum(c * n.sum() for c, n in zip(credits, num_draws, strict=True))
-    first = np.cumsum([0, *(len(n) for n in num_draws)])
-    with np.errstate(divide="ignore"):
-        log_weights = [b.log_weights + np.log(c * scale) for b, c in zip(batches, credits, strict=True)]
-    return Fresh(
-        np.concatenate([b.draws.x for b in batches]),
-        np.concatenate([b.log_likelihood for b in batches]),
-        np.concatenate(log_weights),
-        np.concatenate([b.draws.component + j for b, j in zip(batches, first, strict=False)]),
-        np.concatenate(num_draws),
-    )
 
 
 @dataclass(frozen=True)

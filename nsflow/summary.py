@@ -7,8 +7,9 @@ from importlib.metadata import version
 import numpy as np
 
 from nsflow.evidence import Evidence, log_evidence
+from nsflow.fresh import Batches
 from nsflow.results import Results
-from nsflow.state import Batches, Phase, State, StepInfo
+from nsflow.state import Phase, State, StepInfo
 
 
 def summarise(state: State, trace: Sequence[StepInfo] = (), seed: int | None = None) -> Results:

@@ -10,8 +10,9 @@ from scipy import stats
 
 import nsflow
 from nsflow.flow import Flow
+from nsflow.fresh import Batches, pool
 from nsflow.proposal import Draws, MetaProposal
-from nsflow.state import Batches, count, draw, learn, pool
+from nsflow.state import count, draw, learn
 
 MEANS, WIDTHS = (1.0, -2.0), (0.5, 0.8)
 
