@@ -12,12 +12,28 @@ def _normal(x, mean, width, xp):
 
 
 def slab(d=5):
-    """Half of the evidence in a slab of width 1, half in a spike of width 0.02 on its flank: volumes apart by 50^d."""
+    """Half of the evidence in a Gaussian of width 1, half in one of width 0.1 within it, its centre 0.7 away.
+
+    The spike is e^-11.5 of the slab's volume and lies above its top: levels that end with the slab's evidence lose it.
+    """
 
     def log_likelihood(x, xp=np):
-        return xp.logaddexp(_normal(x, 0.0, 1.0, xp), _normal(x, 0.7, 0.02, xp)) - np.log(2.0)
+        return xp.logaddexp(_normal(x, 0.0, 1.0, xp), _normal(x, 0.7 / d**0.5, 0.1, xp)) - np.log(2.0)
 
     return Problem(f"slab-{d}", [Uniform(-10, 10)] * d, log_likelihood, -d * np.log(20.0), "analytic")
+
+
+def skilling(d=20):
+    """Skilling's two Gaussians: widths 0.1 and 0.01, the narrow one 0.031 off in each coordinate with 0.99 of it all.
+
+    Skilling (2006), Section 3.3; a run that ends with the wide one's evidence is off by log 101.
+    """
+
+    def log_likelihood(x, xp=np):
+        return xp.logaddexp(_normal(x, 0.0, 0.1, xp), np.log(100.0) + _normal(x, 0.031, 0.01, xp))
+
+    logz = np.log(100.0 + special.erf(5 / np.sqrt(2)) ** d)
+    return Problem(f"skilling-{d}", [Uniform(-0.5, 0.5)] * d, log_likelihood, float(logz), "analytic")
 
 
 def cauchy(d=5):
@@ -94,6 +110,8 @@ def banana(d=20):
 
 BUILDERS = {
     "slab-5": slab,
+    "skilling-20": skilling,
+    "skilling-10": lambda: skilling(10),
     "cauchy-5": cauchy,
     "corner-10": corner,
     "plateau-5": plateau,

@@ -8,11 +8,13 @@ from nsflow import flow, surrogate
 from nsflow.flow import FlowInfo
 from nsflow.gaussian import Gaussian
 from nsflow.kernels import Kernels
-from nsflow.points import evidence_share, truncate
+from nsflow.points import evidence_share, temper, truncate
 from nsflow.proposal import Mixture, Proposal, optimal_weights
 from nsflow.state import PRIOR, Phase, State
 from nsflow.surrogate import Surrogate
 from nsflow.thinning import Thinned, acceptance
+from nsflow.train import Training
+from nsflow.wide import Wide
 
 MIN_CHANCE = 0.1  # of a draw to pass, if the surrogate is good; one off by a nat lets everything pass
 KERNELS_SUFFICE = 0.7  # efficiency of thinned kernels, as the surrogate sees it, beyond which no flow is trained
@@ -26,16 +28,28 @@ def has_kernels(state: State) -> bool:
 
 def fit_cheap(key: Array, state: State, x: Float[np.ndarray, "n d"], log_weights: Float[np.ndarray, " n"]) -> Proposal:
     """Kernels or, in many dimensions, one Gaussian: they cost no training."""
-    return Kernels.fit(key, x, log_weights) if has_kernels(state) else Gaussian.fit(x, log_weights)
+    if has_kernels(state):
+        return Kernels.fit(key, x, log_weights)
+    previous = [q.map.scale for q in state.components if isinstance(q, Wide)]
+    frame = max((np.eye(x.shape[1]), *previous[-1:]), key=lambda frame: _held_out(x, log_weights, frame))
+    return Wide(Gaussian.fit(x, log_weights, frame=frame))
 
 
-def mix_levels(state: State, newest: Gaussian) -> Proposal:
+def _held_out(x: np.ndarray, log_weights: np.ndarray, frame: np.ndarray) -> float:
+    """Weighted log-density of each half of the points under the Gaussian of the other half, nats."""
+    weights = np.exp(log_weights - np.max(log_weights))
+    even = np.arange(len(x)) % 2 == 0
+    halves = [Gaussian.fit(x[half], log_weights[half], frame=frame).log_prob(x[~half]) for half in (even, ~even)]
+    return float(sum(weights[~half] @ log_q for half, log_q in zip((even, ~even), halves, strict=True)))
+
+
+def mix_levels(state: State, newest: Wide) -> Proposal:
     """Mixture of a new Gaussian and those of all levels: a posterior of many scales has a level for each.
 
     Neal's funnel in 10-d spans fifty levels, of which one Gaussian or flow covers a few.
     """
     points = state.points.select(state.points.matters)
-    gaussians = [newest, *(q for q in state.components if isinstance(q, Gaussian))]
+    gaussians = [newest, *(q for q in state.components if isinstance(q, Wide) and isinstance(q.map, Gaussian))]
     log_q = np.stack([q.log_prob(points.x) for q in gaussians], axis=1)
     log_target = points.log_likelihood + points.log_prior
     log_Q = log_target - truncate(points.log_posterior_weights)
@@ -57,22 +71,23 @@ def train_level(
     if not state.needs_networks:
         return [cheap], None
     new, info = flow.fit(key_flow, x, log_weights, training=state.settings.ladder)
-    return ([cheap, new] if has_kernels(state) else [new]), info  # a flow that gains nothing is the Gaussian itself
+    # A flow that gains nothing is the Gaussian itself.
+    return ([cheap, Wide(new)] if has_kernels(state) else [Wide(new)]), info
 
 
 def train_posterior(
-    key: Array, state: State, x: Float[np.ndarray, "n d"], log_weights: Float[np.ndarray, " n"]
+    key: Array, state: State, x: Float[np.ndarray, "n d"], log_weights: Float[np.ndarray, " n"], training: Training
 ) -> tuple[list[Proposal], FlowInfo | None]:
     """Fit kernels or a Gaussian, thinned by a surrogate of the likelihood; and a flow unless that is enough."""
     key_surrogate, key_cheap, key_flow, key_thin, key_thin_flow = jax.random.split(key, 5)
-    log_weights = truncate(log_weights)
+    log_weights = temper(truncate(log_weights), 2.0 * x.shape[1])
     fitted = fit_surrogate(key_surrogate, state)
     cheap = fit_cheap(key_cheap, state, x, log_weights)
-    thinned = thin(key_thin, state, fitted, mix_levels(state, cheap) if isinstance(cheap, Gaussian) else cheap)
+    thinned = thin(key_thin, state, fitted, mix_levels(state, cheap) if isinstance(cheap, Wide) else cheap)
     if thinned.efficiency > (KERNELS_SUFFICE if has_kernels(state) else GAUSSIAN_SUFFICES):
         return [thinned], None
-    new, info = flow.fit(key_flow, x, log_weights, training=state.settings.posterior)
-    return [thinned, thin(key_thin_flow, state, fitted, new)], info
+    new, info = flow.fit(key_flow, x, log_weights, training=training)
+    return [thinned, thin(key_thin_flow, state, fitted, Wide(new))], info
 
 
 def fit_surrogate(key: Array, state: State) -> Surrogate:

@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from nsflow import train
-from nsflow.gaussian import LOG_2PI, Gaussian
+from nsflow.gaussian import LOG_2PI, Gaussian, Preimage
 from nsflow.objective import FlowMatching
 from nsflow.precision import float64
 from nsflow.shapes import by_chunks
@@ -23,14 +23,6 @@ from nsflow.velocity import Architecture, as_velocity
 
 CHUNK = 256  # points evaluated at once, so that one compiled shape serves every batch
 MAX_NEWTON = 10  # steps after which a point counts as having no inverse
-
-
-class Preimage(NamedTuple):
-    """The base point that the discrete map carries to a given point."""
-
-    z: Array  # (d,), in the base
-    log_det: Array  # (), log|det dx/dz| in nats
-    log_prob: Array  # (), log-density of the given point in nats; NaN where Newton's method did not converge
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("velocity", "mean", "scale", "num_steps"), meta_fields=())
@@ -112,7 +104,7 @@ class Flow:
         Returns:
             Log-densities in nats, shape ``(n,)``; NaN where the inverse was not found, never a guess.
         """
-        return self.inverse(x).log_prob
+        return self._density(self.inverse(x))
 
     def sample_and_log_prob(
         self, key: Array, num_samples: int
@@ -132,7 +124,7 @@ class Flow:
         x = self.forward(z)
         preimage = self.inverse(x)
         recovered = np.max(np.abs(preimage.z - z), axis=1) < 1e-3
-        return np.asarray(x), np.where(recovered, preimage.log_prob, np.nan)
+        return np.asarray(x), np.where(recovered, self._density(preimage), np.nan)
 
     def forward(self, z: Float[Any, "n d"]) -> Float[Array | np.ndarray, "n d"]:
         """Carry base points to the data, shape ``(n, d)`` to ``(n, d)``."""
@@ -143,7 +135,7 @@ class Flow:
         if isinstance(x, Tracer):
             return _inverse(self, x, np.int32(MAX_NEWTON))
         quick = _by_chunks(partial(_inverse, max_steps=np.int32(1)), self, x)
-        hard = np.flatnonzero(np.isnan(quick.log_prob))
+        hard = np.flatnonzero(np.isnan(quick.log_det))
         if len(hard) == 0:
             return quick
         # Every point of a chunk pays for its slowest one: the few that need more steps have chunks of their own.
@@ -151,6 +143,9 @@ class Flow:
         for old, new in zip(quick, careful, strict=True):
             old[hard] = new
         return quick
+
+    def _density(self, preimage: Preimage) -> Any:
+        return -0.5 * (preimage.z**2).sum(axis=1) - 0.5 * self.num_dims * LOG_2PI - preimage.log_det
 
 
 def _base(key: Array, num_samples: int, num_dims: int) -> np.ndarray:
@@ -186,8 +181,7 @@ def _inverse(flow: Flow, x: Array, max_steps: Array) -> Preimage:
         white = solve_triangular(scale, x - _centre(flow, x), lower=True)
         z, log_det, converged = _invert(flow, white.astype(_precision(flow, x)), max_steps)
         z, log_det = z.astype(x.dtype), log_det.astype(x.dtype) + jnp.sum(jnp.log(jnp.diag(scale)))
-        log_prob = -0.5 * jnp.sum(z**2) - 0.5 * flow.num_dims * LOG_2PI - log_det
-        return Preimage(z, log_det, jnp.where(converged, log_prob, jnp.nan))
+        return Preimage(z, jnp.where(converged, log_det, jnp.nan))
 
     return jax.vmap(one)(x)
 

@@ -1,12 +1,20 @@
 """One Gaussian: the cheapest proposal, and where a flow starts from."""
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float
 
 LOG_2PI = float(np.log(2 * np.pi))
+
+
+class Preimage(NamedTuple):
+    """The base points that a map carries to given points."""
+
+    z: Any  # (n, d), in the base
+    log_det: Any  # (n,), log|det dx/dz| in nats; NaN where the inverse was not found
 
 
 @dataclass(frozen=True)
@@ -27,12 +35,20 @@ class Gaussian:
     scale: Float[np.ndarray, "d d"]
 
     @classmethod
-    def fit(cls, points: Float[np.ndarray, "n d"], log_weights: Float[np.ndarray, " n"] | None = None) -> "Gaussian":
+    def fit(
+        cls,
+        points: Float[np.ndarray, "n d"],
+        log_weights: Float[np.ndarray, " n"] | None = None,
+        *,
+        frame: Float[np.ndarray, "d d"] | None = None,
+    ) -> "Gaussian":
         """Weighted mean and covariance of points; few effective points have their random correlations shrunk.
 
         Args:
             points: Points, shape ``(n, d)``.
             log_weights: Their log-weights in nats up to a constant, shape ``(n,)``; equal if left out.
+            frame: Scale of a Gaussian of about the same shape, such as that of the level before: correlations are
+                shrunk to its own. With shrinkage to none, ten coordinates correlated by 0.999 stalled a ladder.
 
         Returns:
             The Gaussian.
@@ -41,24 +57,39 @@ class Gaussian:
         weights = np.exp(log_weights - np.max(log_weights))
         weights /= np.sum(weights)
         mean = weights @ points
-        covariance = (points - mean).T @ ((points - mean) * weights[:, None])
+        frame = np.eye(points.shape[1]) if frame is None else frame
+        offset = np.linalg.solve(frame, (points - mean).T).T
+        covariance = offset.T @ (offset * weights[:, None])
         # Few effective points leave random correlations of size n_eff^-1/2; their square is the shrinkage, so that a
         # true correlation of 0.999 survives 500 points.
         shrinkage = min(1.0, (points.shape[1] * np.sum(weights**2)) ** 2)
         covariance += shrinkage * (np.diag(np.diag(covariance)) - covariance)
-        return cls(mean, np.linalg.cholesky(covariance))
+        return cls(mean, frame @ np.linalg.cholesky(covariance))
 
     def whiten(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
         """Map points to where the Gaussian is N(0, I)."""
         return np.linalg.solve(self.scale, (x - self.mean).T).T
 
+    @property
+    def num_dims(self) -> int:
+        """Dimension d of the points."""
+        return len(self.mean)
+
+    def forward(self, z: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+        """Map points of N(0, I) to those of the Gaussian."""
+        return self.mean + z @ self.scale.T
+
+    def inverse(self, x: Float[np.ndarray, "n d"]) -> Preimage:
+        """Map points back, with the log-determinant of the way forward."""
+        return Preimage(self.whiten(x), np.full(len(x), np.sum(np.log(np.diag(self.scale)))))
+
     def sample_and_log_prob(self, key: Array, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
         """Draw points, ``(n, d)``, with their log-density in nats."""
         rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-        x = self.mean + rng.normal(size=(num_samples, len(self.mean))) @ self.scale.T
+        x = self.forward(rng.normal(size=(num_samples, self.num_dims)))
         return x, self.log_prob(x)
 
     def log_prob(self, x: Float[np.ndarray, "n d"]) -> np.ndarray:
         """Log-density in nats, shape ``(n,)``."""
-        log_det = np.sum(np.log(np.diag(self.scale)))
-        return -0.5 * np.sum(self.whiten(x) ** 2, axis=1) - 0.5 * len(self.mean) * LOG_2PI - log_det
+        z, log_det = self.inverse(x)
+        return -0.5 * np.sum(z**2, axis=1) - 0.5 * self.num_dims * LOG_2PI - log_det

@@ -8,23 +8,29 @@ from jaxtyping import Array, Bool
 
 from nsflow.components import allocate, has_kernels, train_level
 from nsflow.evidence import effective_sample_size
-from nsflow.points import evidence_share, highest_share, next_contour
+from nsflow.points import HARDLY, evidence_share, highest_share, next_contour
 from nsflow.state import Phase, State, StepInfo, describe, draw
 
+TOP = 0.3  # nats below the highest likelihood met at which a ladder ends: what is narrower lies within
 MIN_ABOVE = 0.02  # share of the evidence that may lie above the next contour at its end; a funnel lost 0.2 at 0.5
-MIN_YIELD = 0.1  # share of a level's draws above its contour; where kernels or a Gaussian have less, flows are trained
+MAX_WAITS = 20  # batches without enough points above a plateau after which a ladder ends
+SPARSE = -4.0  # log of the smallest share of the prior mass that a level keeps where levels only look for a spike
+MIN_YIELD = 0.05  # share of a level's draws above its contour; where kernels or a Gaussian have less, flows are trained
 
 
 def climb(key: Array, state: State) -> tuple[State, StepInfo]:
     """Raise the contour, train on the points above it, draw; or leave the ladder at its end."""
     settings, points = state.settings, state.points
     num_dims = state.problem.prior.num_dims
-    contour = next_contour(points, state.contours[-1], compression=settings.compression, min_ess=_min_ess(state))
+    compression = (SPARSE, settings.compression[1]) if _has_posterior(state) else settings.compression
+    contour = next_contour(points, state.contours[-1], compression=compression, min_ess=_min_ess(state))
     above = points.log_likelihood >= contour.log_likelihood
-    if np.sum(above) <= 2 * num_dims or (contour.ess < 0.25 * _min_ess(state) and state.num_waits < 2):
+    few = np.sum(above) <= 2 * num_dims
+    if (few and state.num_waits < MAX_WAITS) or (contour.ess < 0.25 * _min_ess(state) and state.num_waits < 2):
         return _wait(key, state, above)
     potential = highest_share(points, above)
-    if contour.log_mass > -0.1 or potential < MIN_ABOVE:
+    is_top = contour.log_likelihood > np.max(points.log_likelihood) - TOP and potential < MIN_ABOVE
+    if contour.log_mass > HARDLY or is_top or few:
         # On a plateau at the top nothing is higher than what was seen.
         unseen = potential - evidence_share(points, contour.log_likelihood)
         return replace(state, phase=Phase.SCOUTING, unseen=unseen), describe(Phase.LADDER, state)
@@ -59,9 +65,9 @@ def _wait(key: Array, state: State, active: Bool[np.ndarray, " n"]) -> tuple[Sta
 
 
 def level_size(state: State) -> int:
-    """Draws of one level; a third of them where levels only look for a spike."""
+    """Draws of one level; half of them where levels only look for a spike."""
     size = state.settings.num_live or (600 if has_kernels(state) else 50 * max(10, state.problem.prior.num_dims))
-    return size // 3 if _has_posterior(state) else size
+    return size // 2 if _has_posterior(state) else size
 
 
 def _min_ess(state: State) -> float:

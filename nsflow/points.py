@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from nsflow.evidence import effective_sample_size
+
 
 class Points(NamedTuple):
     """Evaluated latent points."""
@@ -32,9 +34,14 @@ class Points(NamedTuple):
 
     @property
     def matters(self) -> Bool[np.ndarray, " n"]:
-        """Which points have 1 % of the average posterior weight: few of the ladder, nearly all of the posterior."""
+        """Which points have 1 % of the average posterior weight, or are among the 20 d heaviest.
+
+        These are few of the ladder, and nearly all of the posterior.
+        """
         log_weights = self.log_posterior_weights
-        return log_weights > np.logaddexp.reduce(log_weights) - np.log(100 * len(log_weights))
+        heaviest = np.sort(log_weights)[-20 * self.x.shape[1] :]
+        threshold = np.logaddexp.reduce(log_weights) - np.log(100 * len(log_weights))
+        return (log_weights >= min(threshold, heaviest[0])) & (log_weights > -np.inf)
 
     def select(self, chosen: Bool[np.ndarray, " n"]) -> "Points":
         """Keep some of the points."""
@@ -48,6 +55,9 @@ def join(first: Points, second: Points) -> Points:
         np.concatenate(pair) for pair in zip(first[:5], second[:5], strict=True)
     )
     return Points(x, log_likelihood, log_prior, log_flows, is_prior, first.num_prior)
+
+
+HARDLY = -0.1  # log of the share of the prior mass beyond which a contour has hardly moved
 
 
 class Contour(NamedTuple):
@@ -85,6 +95,9 @@ def next_contour(points: Points, contour: float, *, compression: tuple[float, fl
     wanted = last_of_plateau & (log_mass >= compression[0]) & (ess >= min_ess)
     allowed = last_of_plateau & (log_mass >= compression[1])
     i = min(int(np.argmax(wanted)) if np.any(wanted) else len(mass) - 1, int(np.argmax(allowed)))
+    higher = np.flatnonzero(last_of_plateau[:i])
+    if log_mass[i] > HARDLY and len(higher) > 0 and log_mass[higher[-1]] < np.log(0.5):
+        i = int(higher[-1])
     return Contour(float(log_likelihood[i]), float(log_mass[i]), float(ess[i]))
 
 
@@ -119,3 +132,21 @@ def truncate(log_weights: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """
     n = np.sum(log_weights > -np.inf)
     return np.minimum(log_weights, np.logaddexp.reduce(log_weights) - 0.5 * np.log(n))
+
+
+def temper(log_weights: Float[np.ndarray, " n"], min_ess: float) -> Float[np.ndarray, " n"]:
+    r"""Raise weights to the power, at most one, at which enough effective points are left to train on.
+
+    Args:
+        log_weights: Finite log-weights in nats, shape ``(n,)``.
+        min_ess: Wanted effective number of points.
+
+    Returns:
+        The tempered log-weights.
+
+    Example:
+        >>> temper(np.array([0.0, 0.0, -9.0, -9.0]), 3.0).round(1).tolist()
+        [0.0, 0.0, -1.3, -1.3]
+    """
+    powers = np.linspace(1.0, 0.0, 101)
+    return next((p * log_weights for p in powers if effective_sample_size(p * log_weights) >= min_ess), 0 * log_weights)

@@ -13,6 +13,8 @@ from nsflow.state import PRIOR, Phase, State, StepInfo, describe, extend, learn,
 from nsflow.thinning import acceptance, at_most
 
 WORTHWHILE = 0.05  # share of the effective sample size that a further round must promise to save
+POOR = 0.25  # efficiency of a round below which more of them follow than planned, and networks are trained for longer
+LONGER = 4
 PRIOR_FLOOR = 0.005  # least share of the prior in the frozen mixture: it bounds every weight
 BROAD_FLOOR = 0.02  # and of the broad level, which bounds them where the posterior has tails
 
@@ -23,17 +25,27 @@ def refine(key: Array, state: State) -> tuple[State, StepInfo]:
     matters = state.points.matters
     chosen = state.points.select(matters)
     key_fit, key_draw, key_freeze = jax.random.split(key, 3)
-    trained, info = train_posterior(key_fit, state, chosen.x, chosen.log_posterior_weights)
+    is_hard = bool(state.rounds) and _efficiency(state.rounds[-1]) < POOR
+    training = replace(settings.posterior, num_steps=LONGER * settings.posterior.num_steps, patience=LONGER)
+    training = training if is_hard else settings.posterior
+    trained, info = train_posterior(key_fit, state, chosen.x, chosen.log_posterior_weights, training)
     state = state.add_trained(*trained)
     num_draws = num_candidates(state, allocate(state, round_size(state)))
     state, pilot = extend(key_draw, state, no_batches(state, num_draws))
     state = learn(state, pilot, matters)
     state = replace(state, rounds=(*state.rounds, pilot), num_rounds=state.num_rounds + 1)
-    efficiency = pilot.estimate().ess / len(pilot.log_prior)
+    efficiency = _efficiency(pilot)
     # A further round wins back about a quarter of the draws that are lost to unequal weights.
-    if 0.25 * (1 / max(efficiency, 1e-6) - 1) < WORTHWHILE or state.num_rounds >= settings.max_rounds:
+    is_enough = 0.25 * (1 / max(efficiency, 1e-6) - 1) < WORTHWHILE
+    max_rounds = settings.max_rounds if efficiency < POOR else len(settings.rounds)
+    if is_enough or state.num_rounds >= max_rounds:
         state = _freeze(key_freeze, state, pilot)
     return state, describe(Phase.POSTERIOR, state, info)
+
+
+def _efficiency(batches: Batches) -> float:
+    """Effective sample size of a likelihood call."""
+    return batches.estimate().ess / len(batches.log_prior)
 
 
 def round_size(state: State) -> int:

@@ -34,9 +34,9 @@ class Settings:
         max_scouts: Largest number of draws from the prior in the search for modes that the ladder lost.
         prior_share: Share of the prior among the draws of each level and round.
         kernel_dims: Largest dimension in which kernels propose; beyond it Gaussians do until flows are needed.
-        rounds: Draws of the posterior rounds as shares of `ess`, the last of them repeated. Their draws
-            count towards it. A round follows only while it promises to save a twentieth of all draws.
-        max_rounds: Largest number of posterior rounds.
+        rounds: Draws of the posterior rounds as shares of `ess`. Their draws count towards it. A round follows only
+            while it promises to save a twentieth of all draws.
+        max_rounds: Largest number of posterior rounds where most draws are still wasted; the last size is repeated.
         max_restarts: How often an alarm in the frozen phase leads back to training.
         ladder: How the levels are trained.
         posterior: How the posterior rounds are trained.
@@ -58,7 +58,7 @@ class Settings:
     prior_share: float = 0.05
     kernel_dims: int = 6
     rounds: tuple[float, ...] = (0.06, 0.12, 0.2)
-    max_rounds: int = 3
+    max_rounds: int = 10
     max_restarts: int = 2
     ladder: Training = field(default_factory=lambda: Training(num_steps=600, patience=1, held_out=0.2))
     posterior: Training = field(default_factory=Training)

@@ -38,3 +38,21 @@ def test_whitening_is_the_weighted_mean_and_covariance():
     np.testing.assert_allclose(scale @ scale.T, covariance * (one + 0.99 * (1 - one)))
     scale = Gaussian.fit(np.array([[0.0, 0.0], [1.0, 2.0], [9.0, 9.0]]), np.array([0.0, 0.0, -50.0])).scale
     np.testing.assert_allclose(scale, [[0.5, 0.0], [0.0, 1.0]], atol=1e-6)
+
+
+def test_few_points_keep_the_correlations_of_their_frame():
+    """Forty points in 10-d, correlated by 0.999: shrunk to none they would be many times too wide across."""
+    rng = np.random.default_rng(0)
+    scale = np.linalg.cholesky(0.999 + 0.001 * np.eye(10))
+    x = rng.normal(size=(40, 10)) @ scale.T
+    across = np.array([1.0, -1.0, *np.zeros(8)]) / np.sqrt(2)  # variance 0.001
+    shrunk, framed = (Gaussian.fit(x, frame=frame).scale for frame in (None, 5 * scale))
+    assert np.sum((across @ shrunk) ** 2) > 0.02
+    assert 0.0004 < np.sum((across @ framed) ** 2) < 0.002
+
+
+def test_preimage_undoes_the_map():
+    z = np.random.default_rng(0).normal(size=(5, 2))
+    preimage = CORRELATED.inverse(CORRELATED.forward(z))
+    np.testing.assert_allclose(preimage.z, z)
+    np.testing.assert_allclose(preimage.log_det, 0.5 * np.log(np.linalg.det([[2.0, 1.2], [1.2, 1.0]])))

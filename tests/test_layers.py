@@ -13,7 +13,7 @@ ORDER = (
     "precision", "shapes", "quantile", "parameter", "cube", "distribution", "prior",
     "batch", "host", "likelihood", "modes",
     "gaussian", "path", "objective", "velocity", "train", "flow", "surrogate",
-    "kernels", "points", "proposal", "thinning", "evidence", "fresh", "state",
+    "kernels", "wide", "proposal", "thinning", "evidence", "points", "fresh", "state",
     "components", "ladder", "scouting", "posterior", "frozen",
     "volumes", "files", "results", "summary", "sampler",
 )  # fmt: skip

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from nsflow.points import Points, evidence_share, join, next_contour, truncate
+from nsflow.evidence import effective_sample_size
+from nsflow.points import Points, evidence_share, join, next_contour, temper, truncate
 
 ANY = (np.log(1e-9), 0.0)
 
@@ -64,6 +65,13 @@ def test_one_plateau_is_its_own_contour():
     assert contour == pytest.approx((3.0, 0.0, 10.0))
 
 
+def test_contour_passes_a_plateau_that_is_not_the_top():
+    """Of 100 points, 97 share the lowest likelihood: a tenth of the range wanted, but nothing else is to be climbed."""
+    points = points_of([0.0] * 97 + [1.0, 2.0, 3.0])
+    contour = next_contour(points, -np.inf, compression=(-2.0, -0.7), min_ess=50.0)
+    assert contour == pytest.approx((1.0, np.log(0.03), 3.0))
+
+
 def test_mass_and_effective_number_are_weighted():
     """Weights 1, 2, 3, 4 from the top: mass (1 + 2 + 3) / 10, effective number 36 / 14."""
     contour = next_contour(points_of([3, 2, 1, 0], np.log([1, 2, 3, 4])), -np.inf, compression=ANY, min_ess=2.5)
@@ -117,3 +125,20 @@ def test_select_and_join_keep_rows_together():
         np.testing.assert_array_equal(column, joined.x[:, 0] + 10 * (k + 1))
     np.testing.assert_array_equal(joined.is_prior, joined.x[:, 0] < 2)
     assert joined.num_prior == 7
+
+
+def test_few_heavy_points_are_joined_by_the_heaviest_of_the_rest():
+    """One point outweighs all others by e^100; twenty a dimension are kept to train on, and none without likelihood."""
+    points = points_of(np.append(np.arange(50.0), [150.0, -np.inf]))
+    assert np.sum(points.matters) == 20
+    assert np.all(points.log_likelihood[points.matters] >= 31)
+    assert np.sum(points_of([1.0, 2.0, -np.inf]).matters) == 2
+
+
+def test_tempering_leaves_good_weights_alone_and_evens_out_bad_ones():
+    good = np.zeros(10)
+    np.testing.assert_array_equal(temper(good, 9.0), good)
+    bad = -(np.arange(10.0) ** 2)
+    assert effective_sample_size(bad) < 2
+    assert 4 <= effective_sample_size(temper(bad, 4.0)) < 4.5
+    np.testing.assert_array_equal(temper(bad, 11.0), 0.0)  # more than there are: all alike
