@@ -17,6 +17,7 @@ from nsflow.train import Training
 from nsflow.wide import Wide
 
 MIN_CHANCE = 0.1  # of a draw to pass, if the surrogate is good; one off by a nat lets everything pass
+MOST = 0.4  # share of a batch that a component beside the newest flow gets
 KERNELS_SUFFICE = 0.7  # efficiency of thinned kernels, as the surrogate sees it, beyond which no flow is trained
 GAUSSIAN_SUFFICES = 0.9  # the same of a thinned Gaussian
 
@@ -113,7 +114,7 @@ def broad_level(state: State) -> int:
     return next((k for k in levels if evidence_share(state.points, state.contours[k]) > 0.999), PRIOR)
 
 
-def allocate(state: State, size: int) -> dict[int, int]:
+def allocate(state: State, size: int, others_share: float = MOST) -> dict[int, int]:
     """Share a batch between the prior and the newest components, most of it to the last of them.
 
     Posterior rounds draw from a broad level and from the modes that scouting found as well.
@@ -121,6 +122,6 @@ def allocate(state: State, size: int) -> dict[int, int]:
     *others, last = state.newest
     few = round(state.settings.prior_share * size)
     wide = (PRIOR, broad_level(state), *state.modes) if state.phase is Phase.POSTERIOR else (PRIOR,)
-    shares = dict.fromkeys(wide, few) | dict.fromkeys(others, round(0.4 * size))
+    shares = dict.fromkeys(wide, few) | dict.fromkeys(others, round(others_share * size))
     shares[last] = shares.get(last, 0) + size - sum(shares.values())
     return shares

@@ -30,6 +30,13 @@ class Batches(NamedTuple):
         """Draws made from each component, dropped ones included."""
         return self.num_batches * np.asarray(self.proposal.num_draws)
 
+    @property
+    def shares(self) -> Float[np.ndarray, " j"]:
+        """Share of the evidence that each component proposes: every draw is split by their parts of Q there."""
+        weights = np.exp(self.log_weights - np.max(self.log_weights))
+        part = np.exp(self.draws.log_q - self.draws.log_Q[:, None]) * self.proposal.num_draws
+        return weights @ part / (np.sum(weights) * sum(self.proposal.num_draws))
+
     def estimate(self) -> Evidence:
         """Evidence of these draws alone."""
         return log_evidence(self.log_weights, self.draws.component, self.num_draws)

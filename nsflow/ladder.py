@@ -65,9 +65,9 @@ def _wait(key: Array, state: State, active: Bool[np.ndarray, " n"]) -> tuple[Sta
 
 
 def level_size(state: State) -> int:
-    """Draws of one level; half of them where levels only look for a spike."""
+    """Draws of one level; a third or half of them where levels only look for a spike."""
     size = state.settings.num_live or (600 if has_kernels(state) else 50 * max(10, state.problem.prior.num_dims))
-    return size // 2 if _has_posterior(state) else size
+    return size // (3 if has_kernels(state) else 2) if _has_posterior(state) else size
 
 
 def _min_ess(state: State) -> float:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from nsflow.components import allocate, broad_level, fit_surrogate, num_candidates, thin, train_posterior
+from nsflow.components import MOST, allocate, broad_level, fit_surrogate, num_candidates, thin, train_posterior
 from nsflow.fresh import Batches
 from nsflow.proposal import MetaProposal, optimal_weights
 from nsflow.state import PRIOR, Phase, State, StepInfo, describe, extend, learn, no_batches
@@ -15,6 +15,7 @@ from nsflow.thinning import acceptance, at_most
 WORTHWHILE = 0.05  # share of the effective sample size that a further round must promise to save
 POOR = 0.25  # efficiency of a round below which more of them follow than planned, and networks are trained for longer
 LONGER = 4
+LEAST = 0.1  # share of a round for a component that proposed hardly any evidence in the last one
 PRIOR_FLOOR = 0.005  # least share of the prior in the frozen mixture: it bounds every weight
 BROAD_FLOOR = 0.02  # and of the broad level, which bounds them where the posterior has tails
 
@@ -29,8 +30,9 @@ def refine(key: Array, state: State) -> tuple[State, StepInfo]:
     training = replace(settings.posterior, num_steps=LONGER * settings.posterior.num_steps, patience=LONGER)
     training = training if is_hard else settings.posterior
     trained, info = train_posterior(key_fit, state, chosen.x, chosen.log_posterior_weights, training)
+    others_share = _others_share(state)
     state = state.add_trained(*trained)
-    num_draws = num_candidates(state, allocate(state, round_size(state)))
+    num_draws = num_candidates(state, allocate(state, round_size(state), others_share))
     state, pilot = extend(key_draw, state, no_batches(state, num_draws))
     state = learn(state, pilot, matters)
     state = replace(state, rounds=(*state.rounds, pilot), num_rounds=state.num_rounds + 1)
@@ -41,6 +43,15 @@ def refine(key: Array, state: State) -> tuple[State, StepInfo]:
     if is_enough or state.num_rounds >= max_rounds:
         state = _freeze(key_freeze, state, pilot)
     return state, describe(Phase.POSTERIOR, state, info)
+
+
+def _others_share(state: State) -> float:
+    """Share of a batch for what needs no training, by what it proposed of the evidence in the last round."""
+    if not state.rounds:
+        return MOST
+    last, (*others, _) = state.rounds[-1], state.newest
+    share = sum(s for k, s in zip(last.components, last.shares, strict=True) if k in others)
+    return float(np.clip(share, LEAST, MOST))
 
 
 def _efficiency(batches: Batches) -> float:

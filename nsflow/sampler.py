@@ -39,7 +39,8 @@ def init(key: Array, problem: Problem, settings: Settings = Settings()) -> State
         ValueError: If it is -inf at every point, or +inf at any.
     """
     prior = PriorProposal(problem.prior)
-    x, log_prior = prior.sample_and_log_prob(key, settings.num_prior)
+    num_prior = settings.num_first(problem.prior.num_dims)
+    x, log_prior = prior.sample_and_log_prob(key, num_prior)
     params = problem.prior.forward(x)
     num_checked = check(problem.likelihood, {name: np.asarray(value)[:3] for name, value in params.items()})
     result = evaluate(problem.likelihood, params)
@@ -48,11 +49,9 @@ def init(key: Array, problem: Problem, settings: Settings = Settings()) -> State
         problem=problem,
         settings=settings,
         phase=Phase.LADDER,
-        points=Points(
-            x, result.log_likelihood, log_prior, np.full(len(x), -np.inf), np.ones(len(x), bool), settings.num_prior
-        ),
+        points=Points(x, result.log_likelihood, log_prior, np.full(len(x), -np.inf), np.ones(len(x), bool), num_prior),
         components=(prior,),
-        num_draws=(settings.num_prior,),
+        num_draws=(num_prior,),
         num_calls=len(x) + num_checked,
         nan_params=(result.nan_params,),
     )
@@ -144,9 +143,10 @@ def run(
         raise ValueError(f"`run` expected `seed` to be an integer from 0 to 2**32 - 1; got {seed!r}.")
     given = {name: value for name, value in (("ess", ess), ("max_calls", max_calls)) if value is not None}
     settings = replace(settings, **given)
-    if settings.max_calls < settings.num_prior + 3:
+    num_prior = settings.num_first(prior.num_dims)
+    if settings.max_calls < num_prior + 3:
         raise ValueError(
-            f"`max_calls` must allow the {settings.num_prior} first draws from the prior; got {settings.max_calls}. "
+            f"`max_calls` must allow the {num_prior} first draws from the prior; got {settings.max_calls}. "
             "Raise it, or lower `Settings.num_prior`."
         )
     key = jax.random.key(seed)

@@ -27,9 +27,9 @@ class Settings:
     Args:
         ess: Effective sample size of fresh draws at which a run is finished.
         max_calls: Likelihood calls that a run never exceeds; one that would is returned unfinished.
-        num_prior: Draws from the prior at the start.
+        num_prior: Draws from the prior at the start. If left out 500 a dimension, and 2000 at most.
         num_live: Draws of each level of the ladder: the safety knob. If left out 600 in the dimensions of the kernels,
-            beyond them 50 a dimension and at least 500. Levels beyond the posterior take a third.
+            beyond them 50 a dimension and at least 500. Levels beyond the posterior take a third and a half of that.
         compression: Logs of the smallest and the largest share of the prior mass that a level keeps, in nats.
         max_scouts: Largest number of draws from the prior in the search for modes that the ladder lost.
         prior_share: Share of the prior among the draws of each level and round.
@@ -51,7 +51,7 @@ class Settings:
 
     ess: int | float = 10_000
     max_calls: int = 1_000_000
-    num_prior: int = 2000
+    num_prior: int | None = None
     num_live: int | None = None
     compression: tuple[float, float] = (-2.0, -0.7)
     max_scouts: int = 20_000
@@ -67,7 +67,7 @@ class Settings:
         """Refuse values that no run could use."""
         for name, smallest in (("ess", 2), ("max_calls", 1), ("num_prior", 100), ("num_live", 100)):
             value = getattr(self, name)
-            if name == "num_live" and value is None:
+            if name in ("num_prior", "num_live") and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not smallest <= value < np.inf:
                 raise ValueError(f"`{name}` expected a finite number of at least {smallest}; got {value!r}.")
@@ -77,6 +77,10 @@ class Settings:
             raise ValueError(f"`prior_share` expected a number in (0, 0.5]; got {self.prior_share!r}.")
         if not self.rounds or min(self.rounds) <= 0:
             raise ValueError(f"`rounds` expected at least one positive share of `ess`; got {self.rounds!r}.")
+
+    def num_first(self, num_dims: int) -> int:
+        """Draws from the prior at the start in so many dimensions."""
+        return self.num_prior or min(2000, 500 * num_dims)
 
 
 PRIOR = 0  # index of the prior among the components of a state

@@ -7,7 +7,6 @@ from importlib.metadata import version
 import numpy as np
 
 from nsflow.evidence import Evidence, log_evidence
-from nsflow.fresh import Batches
 from nsflow.results import Results
 from nsflow.state import Phase, State, StepInfo
 
@@ -61,10 +60,15 @@ def _alarms(state: State, estimate: Evidence) -> tuple[str, ...]:
     if estimate.max_weight_share > 0.05:
         alarms.append(f"one draw carries {estimate.max_weight_share:.0%} of the evidence")
     if state.frozen is not None and state.frozen.num_batches > 0:
-        share = _prior_share(state.frozen)
+        share, num_draws = state.frozen.shares[0], state.frozen.proposal.num_draws
         # A prior that is a large part of the mixture was chosen for it: the likelihood says little there.
-        if share > max(0.05, 5 * _prior_part(state.frozen)):
+        if share > max(0.05, 5 * num_draws[0] / sum(num_draws)):
             alarms.append(f"only the prior proposes {share:.0%} of the evidence: the flows miss it")
+    found = [_lacks(round_.estimate(), estimate) for round_ in state.rounds]
+    if max(found, default=0.0) > 0:
+        alarms.append(
+            f"a posterior round missed {max(found):.0%} of the evidence that was found later: more may be missing"
+        )
     if state.unseen > 0.1:
         alarms.append(
             f"the ladder stopped where {state.unseen:.0%} of the evidence may lie above it: a spike may be lost"
@@ -75,12 +79,7 @@ def _alarms(state: State, estimate: Evidence) -> tuple[str, ...]:
     return tuple(alarms)
 
 
-def _prior_share(frozen: Batches) -> float:
-    """Share of the evidence at points that the prior proposes, each counted by the prior's part of Q there."""
-    weights = np.exp(frozen.log_weights - np.max(frozen.log_weights))
-    log_part = frozen.draws.log_q[:, 0] - frozen.draws.log_Q + np.log(_prior_part(frozen))
-    return float(np.sum(weights * np.exp(log_part)) / np.sum(weights))
-
-
-def _prior_part(frozen: Batches) -> float:
-    return frozen.proposal.num_draws[0] / sum(frozen.proposal.num_draws)
+def _lacks(early: Evidence, late: Evidence) -> float:
+    """Share of the evidence that an early estimate lacks; zero unless that is four times its error."""
+    lack = late.logZ - early.logZ
+    return float(-np.expm1(-lack)) if lack > max(0.05, 4 * np.hypot(early.logZ_err, late.logZ_err)) else 0.0

@@ -84,7 +84,7 @@ def evidence(ess=500.0, khat=0.3, max_weight_share=0.001):
         (evidence(), False),
         (evidence(khat=0.8, max_weight_share=0.03), True),
         (evidence(khat=0.8, max_weight_share=0.005), False),
-        (evidence(khat=0.6, max_weight_share=0.03), False),
+        (evidence(khat=0.6, max_weight_share=0.03), False),  # a thousand draws are too few to be sure of it
         (evidence(ess=99.0), True),
         (evidence(ess=101.0), False),
     ],
@@ -179,7 +179,7 @@ def test_evidence_that_only_the_prior_proposes_is_an_alarm(missed, expected):
     log_likelihood = state.frozen.log_likelihood + log_Q  # the weights stay
     draws = state.frozen.draws._replace(log_q=log_q, log_Q=log_Q)
     state = replace(state, frozen=state.frozen._replace(draws=draws, log_likelihood=log_likelihood))
-    assert summary._prior_share(state.frozen) == pytest.approx(expected, abs=0.005)
+    assert state.frozen.shares[0] == pytest.approx(expected, abs=0.005)
     alarms = summary._alarms(state, evidence())
     assert alarms == (("only the prior proposes 60% of the evidence: the flows miss it",) if missed else ())
 
@@ -263,3 +263,11 @@ def test_mode_with_few_points_gets_a_component(num_prior, is_lost):
     if is_lost:
         again, _ = nsflow.step(jax.random.key(1), after)
         assert (again.modes, len(again.summits)) == (after.modes, 1)
+
+
+def test_round_that_missed_evidence_raises_an_alarm():
+    """A round at log 0.7 with an error of 0.02 lacks 30 % of what was found; one within its error lacks nothing."""
+    late = Evidence(0.0, 0.01, 1000.0, 0.1, 0.01)
+    assert summary._lacks(Evidence(np.log(0.7), 0.02, 500.0, 0.1, 0.01), late) == pytest.approx(0.3)
+    assert summary._lacks(Evidence(np.log(0.7), 0.2, 500.0, 0.1, 0.01), late) == 0.0
+    assert summary._lacks(Evidence(np.log(1.3), 0.02, 500.0, 0.1, 0.01), late) == 0.0
