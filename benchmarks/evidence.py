@@ -18,9 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import problems
-import traps
-from samplers import SAMPLERS, python_of
+from samplers import SAMPLERS, build, python_of
 
 RESULTS = Path(__file__).resolve().parent / "results" / "evidence.jsonl"
 PROBLEMS = ("gauss-10", "loggamma-10", "shells-2", "rosenbrock-2", "eggbox-2", "mixture-5")
@@ -28,7 +26,7 @@ PROBLEMS = ("gauss-10", "loggamma-10", "shells-2", "rosenbrock-2", "eggbox-2", "
 
 def run_cell(sampler: str, name: str, seed: int, ess: float, cost: float) -> dict:
     """Run one sampler on one problem with one seed; `cost` is the seconds that a likelihood call takes on top."""
-    problem = (problems.BUILDERS | traps.BUILDERS)[name]()
+    problem = build(name)
     start, cpu = time.perf_counter(), time.process_time()
     row = SAMPLERS[sampler](problem, seed, ess, **({"cost": cost} if cost else {}))
     row = {key: float(value) if isinstance(value, np.floating) else value for key, value in row.items()}

@@ -12,6 +12,19 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import problems
+import traps
+
+
+def build(name: str) -> Any:
+    """A problem of `problems.py` or `traps.py`; families such as gauss-7 in any dimension."""
+    builders = problems.BUILDERS | traps.BUILDERS
+    if name in builders:
+        return builders[name]()
+    family, _, dims = name.rpartition("-")
+    if not hasattr(problems, family) or not dims.isdigit():
+        raise ValueError(f"Expected one of {', '.join(builders)}, or a family with its dimension; got {name!r}.")
+    return getattr(problems, family)(int(dims))
 
 
 class Counted:

@@ -11,8 +11,7 @@ import argparse
 
 import jax
 import numpy as np
-import problems
-from samplers import model
+from samplers import build, model
 
 import nsflow
 from nsflow.evidence import log_evidence
@@ -25,7 +24,7 @@ from nsflow.thinning import Thinned, acceptance, expected_calls
 
 def frozen_state(name: str, seed: int) -> State:
     """Take a run to its frozen phase."""
-    log_likelihood, prior = model(problems.get(name))
+    log_likelihood, prior = model(build(name))
     key = jax.random.key(seed)
     state = nsflow.init(key, nsflow.Problem(as_likelihood(log_likelihood), prior))
     num_steps = 0
@@ -71,7 +70,7 @@ def main() -> None:
         )
         before, _ = measure(state, bare, args.draws)
         after, error = measure(state, proposal, args.draws)
-        print(f"{name}: exact logZ {problems.get(name).logz:.4f}, surrogate off by {error:.4f} nats (rms)")
+        print(f"{name}: exact logZ {build(name).logz:.4f}, surrogate off by {error:.4f} nats (rms)")
         print(f"  without thinning: efficiency {before}")
         print(f"  with thinning:    efficiency {after}", flush=True)
 
