@@ -47,7 +47,7 @@ def main() -> None:
     matplotlib.rcParams |= {
         "svg.hashsalt": "nsflow",
         "svg.fonttype": "none",
-    }  # the same small file for the same results
+    }
     figure.savefig(sys.argv[1] if len(sys.argv) > 1 else "docs/calls.svg", metadata={"Date": None})
 
 

@@ -13,6 +13,8 @@ from nsflow.state import Phase, State, StepInfo, describe, draw
 
 TOP = 0.3  # nats below the highest likelihood met at which a ladder ends: what is narrower lies within
 MIN_ABOVE = 0.02  # share of the evidence that may lie above the next contour at its end; a funnel lost 0.2 at 0.5
+NEGLIGIBLE = 1e-15  # the same share, at which a ladder ends anywhere: a hundred Gaussian dimensions have a far top
+RESOLUTION = 1e-9  # latent size of the points above at which it does: an integrable pole of the likelihood has no top
 MAX_WAITS = 20  # batches without enough points above a plateau after which a ladder ends
 SPARSE = -4.0  # log of the smallest share of the prior mass that a level keeps where levels only look for a spike
 MIN_YIELD = 0.05  # share of a level's draws above its contour; where kernels or a Gaussian have less, flows are trained
@@ -29,8 +31,9 @@ def climb(key: Array, state: State) -> tuple[State, StepInfo]:
     if (few and state.num_waits < MAX_WAITS) or (contour.ess < 0.25 * _min_ess(state) and state.num_waits < 2):
         return _wait(key, state, above)
     potential = highest_share(points, above)
-    is_top = contour.log_likelihood > np.max(points.log_likelihood) - TOP and potential < MIN_ABOVE
-    if contour.log_mass > HARDLY or is_top or few:
+    is_top = contour.log_likelihood > np.max(points.log_likelihood) - TOP or potential < NEGLIGIBLE
+    is_point = np.min(np.ptp(points.x[above], axis=0)) < RESOLUTION
+    if contour.log_mass > HARDLY or (is_top and potential < MIN_ABOVE) or is_point or few:
         # On a plateau at the top nothing is higher than what was seen.
         unseen = potential - evidence_share(points, contour.log_likelihood)
         return replace(state, phase=Phase.SCOUTING, unseen=unseen), describe(Phase.LADDER, state)

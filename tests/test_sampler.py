@@ -10,9 +10,10 @@ import pytest
 from scipy import stats
 
 import nsflow
+from nsflow.likelihood import as_likelihood
 from nsflow.points import Points
 from nsflow.sampler import next_batch, summarise
-from nsflow.state import Phase
+from nsflow.state import Phase, Problem
 from nsflow.velocity import Architecture
 from tests import targets
 
@@ -52,6 +53,33 @@ def test_scouting_finds_the_mode_that_the_ladder_loses():
     assert ladder[-1]["logZ"] < logZ - 0.2  # the ladder did lose it
     assert abs(result.logZ - logZ) < stats.norm.isf(FALSE_ALARM / 2) * result.logZ_err
     assert result.logZ_err < 0.06
+
+
+def slab_with_spike(p):
+    """A Gaussian of width 1 in 10-d, and one of width 0.1 with 100 times its evidence, 0.6 from its centre."""
+    x = jnp.stack([p[name] for name in "abcdefghij"])
+    spike = -0.5 * jnp.sum((x - 0.2) ** 2) / 0.1**2 + 10 * np.log(10) + np.log(100)
+    return jnp.logaddexp(-0.5 * jnp.sum(x**2), spike)
+
+
+def test_ladder_climbs_past_the_slab_into_the_spike():
+    """Each of five ladders meets the spike's top, 27.6; of those that ended with the slab's evidence, none did."""
+    problem = Problem(as_likelihood(slab_with_spike), nsflow.Prior({n: dist.Uniform(-5, 5) for n in "abcdefghij"}))
+    for seed in range(5):
+        key = jax.random.key(seed)
+        state, i = nsflow.init(key, problem, nsflow.Settings()), 0
+        while state.phase is Phase.LADDER:
+            i += 1
+            state, _ = nsflow.step(jax.random.fold_in(key, i), state)
+        assert np.max(state.points.log_likelihood) > 26
+
+
+def test_integrable_pole_is_no_endless_ladder():
+    """L = |x|^-1/2 has no top, and the evidence 2 on (-1, 1)."""
+    prior = nsflow.Prior({"x": dist.Uniform(-1.0, 1.0)})
+    result = nsflow.run(lambda p: -0.5 * jnp.log(jnp.abs(p["x"])), prior, settings=replace(QUICK, num_live=None))
+    assert abs(result.logZ - np.log(2)) < stats.norm.isf(FALSE_ALARM / 2) * result.logZ_err
+    assert result.logZ_err < 0.05
 
 
 def test_posterior_moments():
