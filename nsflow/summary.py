@@ -55,8 +55,13 @@ def _alarms(state: State, estimate: Evidence) -> tuple[str, ...]:
     alarms = []
     if state.fresh is None:
         alarms.append("no fresh draws: logZ rests on points that trained their own proposals, biased low by them")
-    if estimate.khat > 0.7:
-        alarms.append(f"k-hat = {estimate.khat:.2f} > 0.7: the weights' tail is too heavy for the quoted error")
+    # Above 0.5 the variance is infinite; with no draw of great weight that is still a matter of chance.
+    heaviest = estimate.max_weight_share * estimate.ess
+    if estimate.khat > 0.7 or (estimate.khat > 0.5 and heaviest > 50):
+        alarms.append(
+            f"k-hat = {estimate.khat:.2f}, and the heaviest draw counts for {heaviest:.0f}: "
+            "the weights' tail is too heavy for the quoted error"
+        )
     if estimate.max_weight_share > 0.05:
         alarms.append(f"one draw carries {estimate.max_weight_share:.0%} of the evidence")
     if state.frozen is not None and state.frozen.num_batches > 0:

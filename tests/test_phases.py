@@ -191,7 +191,11 @@ def test_prior_as_the_best_proposal_is_no_alarm():
 
 @pytest.mark.parametrize(
     ("estimate", "message"),
-    [(evidence(khat=0.71), "k-hat = 0.71"), (evidence(max_weight_share=0.06), "one draw carries 6%")],
+    [
+        (evidence(khat=0.71), "k-hat = 0.71"),
+        (evidence(ess=10_000.0, khat=0.6, max_weight_share=0.006), "the heaviest draw counts for 60"),
+        (evidence(max_weight_share=0.06), "one draw carries 6%"),
+    ],
 )
 def test_alarms_name_what_the_error_bar_hides(estimate, message):
     (alarm,) = summary._alarms(uneven(1.0), estimate)
