@@ -12,11 +12,10 @@ from nsflow.points import evidence_share, temper, truncate
 from nsflow.proposal import Mixture, Proposal, optimal_weights
 from nsflow.state import PRIOR, Phase, State
 from nsflow.surrogate import Surrogate
-from nsflow.thinning import Thinned, acceptance
+from nsflow.thinning import MIN_CHANCE, Thinned, acceptance
 from nsflow.train import Training
 from nsflow.wide import Wide
 
-MIN_CHANCE = 0.1  # of a draw to pass, if the surrogate is good; one off by a nat lets everything pass
 MOST = 0.4  # share of a batch that a component beside the newest flow gets
 KERNELS_SUFFICE = 0.7  # efficiency of thinned kernels, as the surrogate sees it, beyond which no flow is trained
 GAUSSIAN_SUFFICES = 0.9  # the same of a thinned Gaussian

@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from nsflow import train
-from nsflow.gaussian import LOG_2PI, Gaussian, Preimage
+from nsflow.gaussian import Gaussian, Preimage
 from nsflow.objective import FlowMatching
 from nsflow.precision import float64
 from nsflow.shapes import by_chunks
@@ -104,7 +104,7 @@ class Flow:
         Returns:
             Log-densities in nats, shape ``(n,)``; NaN where the inverse was not found, never a guess.
         """
-        return self._density(self.inverse(x))
+        return self.inverse(x).log_prob
 
     def sample_and_log_prob(
         self, key: Array, num_samples: int
@@ -124,7 +124,7 @@ class Flow:
         x = self.forward(z)
         preimage = self.inverse(x)
         recovered = np.max(np.abs(preimage.z - z), axis=1) < 1e-3
-        return np.asarray(x), np.where(recovered, self._density(preimage), np.nan)
+        return np.asarray(x), np.where(recovered, preimage.log_prob, np.nan)
 
     def forward(self, z: Float[Any, "n d"]) -> Float[Array | np.ndarray, "n d"]:
         """Carry base points to the data, shape ``(n, d)`` to ``(n, d)``."""
@@ -143,9 +143,6 @@ class Flow:
         for old, new in zip(quick, careful, strict=True):
             old[hard] = new
         return quick
-
-    def _density(self, preimage: Preimage) -> Any:
-        return -0.5 * (preimage.z**2).sum(axis=1) - 0.5 * self.num_dims * LOG_2PI - preimage.log_det
 
 
 def _base(key: Array, num_samples: int, num_dims: int) -> np.ndarray:

@@ -75,7 +75,7 @@ def _needs_training(frozen: Batches, estimate: Evidence) -> bool:
 
 
 def _restart(state: State) -> State:
-    """Give the frozen draws to training and repeat the last two rounds."""
+    """Give the frozen draws to training and make one or two rounds more."""
     frozen = state.frozen
     assert frozen is not None
     state = learn(state, frozen, state.points.matters)

@@ -16,6 +16,11 @@ class Preimage(NamedTuple):
     z: Any  # (n, d), in the base
     log_det: Any  # (n,), log|det dx/dz| in nats; NaN where the inverse was not found
 
+    @property
+    def log_prob(self) -> Any:
+        """Log-density of the given points where the base is N(0, I), nats."""
+        return -0.5 * (self.z**2).sum(axis=1) - 0.5 * self.z.shape[1] * LOG_2PI - self.log_det
+
 
 @dataclass(frozen=True)
 class Gaussian:
@@ -91,5 +96,4 @@ class Gaussian:
 
     def log_prob(self, x: Float[np.ndarray, "n d"]) -> np.ndarray:
         """Log-density in nats, shape ``(n,)``."""
-        z, log_det = self.inverse(x)
-        return -0.5 * np.sum(z**2, axis=1) - 0.5 * self.num_dims * LOG_2PI - log_det
+        return self.inverse(x).log_prob

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool
 
 from nsflow.components import allocate, has_kernels, train_level
 from nsflow.evidence import effective_sample_size
-from nsflow.points import HARDLY, evidence_share, highest_share, next_contour
+from nsflow.points import HARDLY, Points, evidence_share, highest_share, next_contour
 from nsflow.state import Phase, State, StepInfo, describe, draw
 
 TOP = 0.3  # nats below the highest likelihood met at which a ladder ends: what is narrower lies within
@@ -31,9 +31,7 @@ def climb(key: Array, state: State) -> tuple[State, StepInfo]:
     if (few and state.num_waits < MAX_WAITS) or (contour.ess < 0.25 * _min_ess(state) and state.num_waits < 2):
         return _wait(key, state, above)
     potential = highest_share(points, above)
-    is_top = contour.log_likelihood > np.max(points.log_likelihood) - TOP or potential < NEGLIGIBLE
-    is_point = np.min(np.ptp(points.x[above], axis=0)) < RESOLUTION
-    if contour.log_mass > HARDLY or (is_top and potential < MIN_ABOVE) or is_point or few:
+    if few or contour.log_mass > HARDLY or _is_top(points.select(above), potential):
         # On a plateau at the top nothing is higher than what was seen.
         unseen = potential - evidence_share(points, contour.log_likelihood)
         return replace(state, phase=Phase.SCOUTING, unseen=unseen), describe(Phase.LADDER, state)
@@ -58,6 +56,13 @@ def climb(key: Array, state: State) -> tuple[State, StepInfo]:
     needs_networks = state.needs_networks or (level_yield < MIN_YIELD and not _has_posterior(state))
     state = replace(state, level_yield=level_yield, needs_networks=needs_networks)
     return state, describe(Phase.LADDER, state, info)
+
+
+def _is_top(above: Points, potential: float) -> bool:
+    """Whether hardly any evidence can lie above a contour, and nothing much higher or smaller within it."""
+    is_flat = np.ptp(above.log_likelihood) < TOP or potential < NEGLIGIBLE
+    is_point = np.min(np.ptp(above.x, axis=0)) < RESOLUTION
+    return bool((is_flat and potential < MIN_ABOVE) or is_point)
 
 
 def _wait(key: Array, state: State, active: Bool[np.ndarray, " n"]) -> tuple[State, StepInfo]:

@@ -14,7 +14,7 @@ from nsflow.thinning import acceptance, at_most
 
 WORTHWHILE = 0.05  # share of the effective sample size that a further round must promise to save
 POOR = 0.25  # efficiency of a round below which more of them follow than planned, and networks are trained for longer
-LONGER = 4
+LONGER = 4  # times the gradient steps then
 LEAST = 0.1  # share of a round for a component that proposed hardly any evidence in the last one
 PRIOR_FLOOR = 0.005  # least share of the prior in the frozen mixture: it bounds every weight
 BROAD_FLOOR = 0.02  # and of the broad level, which bounds them where the posterior has tails
@@ -26,9 +26,9 @@ def refine(key: Array, state: State) -> tuple[State, StepInfo]:
     matters = state.points.matters
     chosen = state.points.select(matters)
     key_fit, key_draw, key_freeze = jax.random.split(key, 3)
-    is_hard = bool(state.rounds) and _efficiency(state.rounds[-1]) < POOR
-    training = replace(settings.posterior, num_steps=LONGER * settings.posterior.num_steps, patience=LONGER)
-    training = training if is_hard else settings.posterior
+    training = settings.posterior
+    if state.rounds and _efficiency(state.rounds[-1]) < POOR:
+        training = replace(training, num_steps=LONGER * training.num_steps, patience=2 * training.patience)
     trained, info = train_posterior(key_fit, state, chosen.x, chosen.log_posterior_weights, training)
     others_share = _others_share(state)
     state = state.add_trained(*trained)

@@ -69,11 +69,9 @@ def _alarms(state: State, estimate: Evidence) -> tuple[str, ...]:
         # A prior that is a large part of the mixture was chosen for it: the likelihood says little there.
         if share > max(0.05, 5 * num_draws[0] / sum(num_draws)):
             alarms.append(f"only the prior proposes {share:.0%} of the evidence: the flows miss it")
-    found = [_lacks(round_.estimate(), estimate) for round_ in state.rounds]
-    if max(found, default=0.0) > 0:
-        alarms.append(
-            f"a posterior round missed {max(found):.0%} of the evidence that was found later: more may be missing"
-        )
+    missed = max((_lacks(r.estimate(), estimate) for r in state.rounds), default=0.0)
+    if missed > 0:
+        alarms.append(f"a posterior round missed {missed:.0%} of the evidence found later: more may be missing")
     if state.unseen > 0.1:
         alarms.append(
             f"the ladder stopped where {state.unseen:.0%} of the evidence may lie above it: a spike may be lost"

@@ -12,6 +12,7 @@ from nsflow.proposal import MetaProposal, Proposal, log_prob
 
 Surrogate = Callable[[np.ndarray], np.ndarray]  # latent points, (n, d), to estimates of log L in nats, (n,)
 
+MIN_CHANCE = 0.1  # of a draw to pass, if the surrogate is good; one off by a nat lets everything pass
 MIN_ACCEPTANCE = 0.1  # share of draws that pass; fewer would cost more time than the calls they save
 ENOUGH = 0.95  # efficiency of the draws that pass, as the surrogate sees it
 BOUNDS = np.linspace(0.0, 1.0, 21)  # quantiles of the estimated weight that are tried as bounds
@@ -46,7 +47,7 @@ class Thinned:
     prior: Prior
     log_bound: float
     acceptance: float
-    min_chance: float = 0.1
+    min_chance: float = MIN_CHANCE
     efficiency: float = 1.0
 
     @classmethod
@@ -57,7 +58,7 @@ class Thinned:
         surrogate: Surrogate,
         prior: Prior,
         *,
-        min_chance: float = 0.1,
+        min_chance: float = MIN_CHANCE,
         num_samples: int = 1024,
     ) -> "Thinned":
         """Choose the bound from free draws: as many pass as leaves the weights of those that do nearly equal.

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from nsflow.gaussian import LOG_2PI, Preimage
+from nsflow.gaussian import Preimage
 
-SHARES = (0.5, 0.3, 0.2)
-DEVIATIONS = (0.0, 1.0, 3.0)
+SHARES = (0.5, 0.3, 0.2)  # p_k of the normals
+DEVIATIONS = (0.0, 1.0, 3.0)  # m_k, by which their radii exceed the first's, in its deviations
 
 
 @runtime_checkable
@@ -71,9 +71,11 @@ class Wide:
 
     def _density(self, preimage: Preimage) -> np.ndarray:
         z = np.asarray(preimage.z, np.float64)
-        widths, num_dims = _widths(z.shape[1]), z.shape[1]
-        log_normals = -0.5 * np.sum(z**2, axis=1)[:, None] / widths**2 - num_dims * np.log(widths)
-        return np.logaddexp.reduce(log_normals + np.log(SHARES), axis=1) - 0.5 * num_dims * LOG_2PI - preimage.log_det
+        num_dims = z.shape[1]
+        widths = _widths(num_dims)
+        # What a normal of each width has over that of unit width, which the preimage's own density is.
+        log_ratio = 0.5 * np.sum(z**2, axis=1)[:, None] * (1 - widths**-2) - num_dims * np.log(widths)
+        return preimage.log_prob + np.logaddexp.reduce(log_ratio + np.log(SHARES), axis=1)
 
 
 def _widths(num_dims: int) -> np.ndarray:
