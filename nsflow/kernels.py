@@ -1,11 +1,12 @@
 """Mixture of local kernels with the prior's tails: what a flow smooths away, a kernel on a training point keeps."""
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import gammaln, log_ndtr, logsumexp
 from jaxtyping import Array, Float
 from scipy import special
 from scipy.spatial import KDTree
@@ -13,6 +14,7 @@ from scipy.spatial import KDTree
 from nsflow.shapes import by_chunks
 
 CHUNK = 256  # points evaluated at once, so that one compiled shape serves every batch
+BATCH = 16  # of them in the caches of one core
 LOG_2PI = float(np.log(2 * np.pi))
 
 
@@ -22,12 +24,13 @@ class Kernels:
 
     .. math::
         q(x) = \frac1m \sum_k \Bigl[(1 - \epsilon)\, t_\nu(x; c_k, L_k L_k^T)
-        + \frac\epsilon d \sum_i t_\nu(x_{-i})\, N(x_i; 0, 1 \mid |x_i| > |c_{ki}|, x_i c_{ki} > 0) \Bigr],
+        + \epsilon\, t_\nu(x_{-i}; c_k, L_k L_k^T)\, N(x_i; 0, 1 \mid |x_i| > |c_{ki}|, x_i c_{ki} > 0) \Bigr],
+        \quad i = k \bmod d,
 
     where the kernel's marginal without coordinate i stands beside that coordinate's prior tail beyond the centre. A
     mode cut by an edge of the prior has this tail in latent space, and no local kernel reaches its end: on the eggbox,
     with modes on all four edges, local kernels alone left 1.4 % of the posterior under-covered a hundredfold, and
-    none with a tenth of the draws spent on tails.
+    none with a tenth of the draws spent on tails. One tail a kernel, not d, made densities three times as fast.
 
     Eighteen sharp modes in two dimensions, on which a flow alone reached an importance efficiency of 0.24, are easy for
     kernels; in ten dimensions kernels cover next to nothing and flows do the work.
@@ -35,7 +38,7 @@ class Kernels:
     Args:
         centres: Centres c, shape ``(m, d)``.
         scales: Lower triangular factors L, shape ``(m, d, d)``.
-        dof: Degrees of freedom nu; a few keep the tails heavy enough to bound the weights.
+        dof: Degrees of freedom nu, an integer; a few keep the tails heavy enough to bound the weights.
         tails: Share epsilon of the draws that follow the prior outwards.
 
     Example:
@@ -48,7 +51,7 @@ class Kernels:
 
     centres: Float[np.ndarray, "m d"]
     scales: Float[np.ndarray, "m d d"]
-    dof: float = 5.0
+    dof: int = 5
     tails: float = 0.1
 
     @classmethod
@@ -102,7 +105,7 @@ class Kernels:
         stretch = np.sqrt(self.dof / rng.chisquare(self.dof, size=num_samples))
         x = self.centres[k] + stretch[:, None] * np.einsum("nij,nj->ni", self.scales[k], normal)
         outwards = np.flatnonzero(rng.random(num_samples) < self.tails)
-        i = rng.integers(num_dims, size=len(outwards))
+        i = k[outwards] % num_dims
         centre = self.centres[k[outwards], i]
         log_mass = np.log1p(-rng.random(len(outwards))) + special.log_ndtr(-np.abs(centre))
         x[outwards, i] = np.copysign(special.ndtri_exp(log_mass), centre)
@@ -110,35 +113,61 @@ class Kernels:
 
     def log_prob(self, x: Float[np.ndarray, "n d"]) -> np.ndarray:
         """Log-density in nats, shape ``(n,)``."""
-        inverses = np.linalg.inv(self.scales)
-        return by_chunks(lambda chunk: _log_prob(chunk, self.centres, inverses, self.dof, self.tails), x, CHUNK)
+        num_kernels, num_dims = self.centres.shape
+        tail = np.arange(num_kernels) % num_dims
+        # With the tail's coordinate last, the others' whitened coordinates do not see it: nothing large cancels there.
+        order = (tail[:, None] + 1 + np.arange(num_dims)) % num_dims
+        rows = np.take_along_axis(self.scales, order[:, :, None], axis=1)
+        whiten = np.linalg.inv(np.linalg.cholesky(rows @ np.swapaxes(rows, 1, 2)))
+        log_scales = -np.log(np.diagonal(whiten, axis1=1, axis2=2))
+        whiten = np.take_along_axis(whiten, np.argsort(order, axis=1)[:, None, :], axis=2)
+        centre = self.centres[np.arange(num_kernels), tail]
+        with np.errstate(divide="ignore"):
+            log_local = np.log1p(-self.tails) - np.sum(log_scales, axis=1)
+            log_outer = np.log(self.tails) - np.sum(log_scales[:, :-1], axis=1) - special.log_ndtr(-np.abs(centre))
+        kernels = _Kernels(
+            whiten,
+            np.einsum("mij,mj->mi", whiten, self.centres),
+            log_local + _log_t_norm(self.dof, num_dims),
+            log_outer + _log_t_norm(self.dof, num_dims - 1) - 0.5 * LOG_2PI,
+            centre,
+            tail,
+        )
+        return by_chunks(lambda chunk: _log_prob(chunk, kernels, self.dof), x, CHUNK) - np.log(num_kernels)
 
 
-@jax.jit
-def _log_prob(x: Array, centres: Array, inverses: Array, dof: Array, tails: Array) -> Array:
-    num_kernels, num_dims = centres.shape
-    log_det = -jnp.sum(jnp.log(jnp.diagonal(inverses, axis1=1, axis2=2)), axis=1)
-    precisions = jnp.swapaxes(inverses, 1, 2) @ inverses
-    # Without coordinate i: its conditional variance 1 / P_ii leaves the determinant, its residual the distance.
-    conditional = jnp.diagonal(precisions, axis1=1, axis2=2)
-    log_beyond = log_ndtr(-jnp.abs(centres))
+class _Kernels(NamedTuple):
+    whiten: Any  # (m, d, d), to the whitened coordinates, of which the last alone sees the tail's
+    shift: Any  # (m, d), the whitened centres
+    log_local: Any  # (m,), norm of the kernel
+    log_outer: Any  # (m,), of its marginal times the tail
+    centre: Any  # (m,), the coordinate from which the tail begins
+    tail: Any  # (m,), the index of that coordinate
 
-    def log_t(distance: Array, log_det: Array, dims: int) -> Array:
-        norm = gammaln((dof + dims) / 2) - gammaln(dof / 2) - dims / 2 * jnp.log(dof * jnp.pi)
-        return norm - log_det - (dof + dims) / 2 * jnp.log1p(distance / dof)
+
+def _log_t_norm(dof: int, num_dims: int) -> float:
+    norm = special.gammaln((dof + num_dims) / 2) - special.gammaln(dof / 2)
+    return float(norm - num_dims / 2 * np.log(dof * np.pi))
+
+
+@partial(jax.jit, static_argnames="dof")
+def _log_prob(x: Array, kernels: _Kernels, dof: int) -> Array:
+    whiten, shift, log_local, log_outer, centre, tail = kernels
+    num_dims = x.shape[1]
+
+    def t(distance: Array, log_norm: Array, dims: int) -> Array:
+        """exp(log_norm) (1 + distance / dof)^(-n/2) without a logarithm for each point and kernel, or an overflow."""
+        n = dof + dims
+        scale = jnp.exp(-2 / n * log_norm)
+        return jax.lax.integer_pow(jax.lax.rsqrt(scale * (1 + distance / dof)), n)
 
     def one(x: Array) -> Array:
-        offset = x[None, :] - centres
-        score = jnp.einsum("mij,mj->mi", precisions, offset)
-        distance = jnp.sum(offset * score, axis=1)
-        local = log_t(distance, log_det, num_dims)
-        others = jnp.maximum(distance[:, None] - score**2 / conditional, 0.0)
-        marginal = log_t(others, log_det[:, None] + 0.5 * jnp.log(conditional), num_dims - 1)
-        is_beyond = (jnp.abs(x)[None, :] > jnp.abs(centres)) & (x[None, :] * centres > 0)
-        outer = jnp.where(is_beyond, (-0.5 * x**2 - 0.5 * LOG_2PI)[None, :] - log_beyond, -jnp.inf)
-        terms = jnp.concatenate(
-            [jnp.log1p(-tails) + local[:, None], jnp.log(tails / num_dims) + marginal + outer], axis=1
-        )
-        return logsumexp(terms) - jnp.log(num_kernels)
+        white = jnp.einsum("mij,j->mi", whiten, x) - shift
+        others = jnp.sum(white[:, :-1] ** 2, axis=1)
+        local = t(others + white[:, -1] ** 2, log_local, num_dims)
+        x_tail = x[tail]
+        is_beyond = (jnp.abs(x_tail) > jnp.abs(centre)) & (x_tail * centre > 0)
+        outer = t(others, log_outer, num_dims - 1) * jnp.exp(-0.5 * x**2)[tail]
+        return jnp.log(jnp.sum(local + jnp.where(is_beyond, outer, 0.0)))
 
-    return jax.lax.map(one, x)
+    return jax.lax.map(one, x, batch_size=BATCH)

@@ -38,7 +38,8 @@ def scout(key: Array, state: State) -> tuple[State, StepInfo]:
     )
     everywhere = np.ones(len(state.points.x), bool)
     if found.lost:
-        component = Kernels(np.stack([m.centre for m in found.lost]), np.stack([m.scale for m in found.lost]))
+        modes = [mode for mode in found.lost for _ in mode.centre]  # a kernel of each for a tail along each coordinate
+        component = Kernels(np.stack([m.centre for m in modes]), np.stack([m.scale for m in modes]))
         index = len(state.components)
         state = replace(state.add(component), modes=(*state.modes, index))
         state = draw(key, state, {index: min(len(found.lost) * _mode_size(state), _batch_size(state))}, everywhere)

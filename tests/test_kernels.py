@@ -19,14 +19,14 @@ def _float64():
         yield
 
 
-def random_kernels(num_kernels, num_dims, dof=5.0, tails=0.1):
+def random_kernels(num_kernels, num_dims, dof=5, tails=0.1):
     rng = np.random.default_rng(num_kernels)
     scales = np.tril(0.5 * rng.normal(size=(num_kernels, num_dims, num_dims)), -1)
     scales[:, range(num_dims), range(num_dims)] = rng.uniform(0.3, 1.5, (num_kernels, num_dims))
     return Kernels(2 * rng.normal(size=(num_kernels, num_dims)), scales, dof, tails)
 
 
-@pytest.mark.parametrize(("num_dims", "dof"), [(1, 5.0), (3, 5.0), (3, 2.0)])
+@pytest.mark.parametrize(("num_dims", "dof"), [(1, 5), (3, 5), (3, 2)])
 def test_one_kernel_without_tails_is_the_multivariate_t(num_dims, dof):
     kernels = random_kernels(1, num_dims, dof, tails=0.0)
     (centre,), (scale,) = kernels.centres, kernels.scales
@@ -35,18 +35,26 @@ def test_one_kernel_without_tails_is_the_multivariate_t(num_dims, dof):
     np.testing.assert_allclose(kernels.log_prob(x), expected, rtol=1e-10)
 
 
-def test_one_kernel_with_tails_adds_marginals_times_prior_tails():
-    kernels = random_kernels(1, 3, tails=0.3)
-    (centre,), (scale,) = kernels.centres, kernels.scales
-    covariance = scale @ scale.T
-    x = centre + 2 * np.random.default_rng(0).normal(size=(300, 3))
-    expected = 0.7 * stats.multivariate_t(centre, covariance, df=5).pdf(x)
-    for i in range(3):
+def test_kernels_with_tails_add_marginals_times_prior_tails():
+    """Kernel k has its tail along coordinate k mod d."""
+    kernels = random_kernels(4, 3, tails=0.3)
+    x = kernels.centres[0] + 2 * np.random.default_rng(0).normal(size=(300, 3))
+    expected = np.zeros(300)
+    for k, (centre, scale) in enumerate(zip(kernels.centres, kernels.scales, strict=True)):
+        covariance, i = scale @ scale.T, k % 3
         others = [j for j in range(3) if j != i]
         marginal = stats.multivariate_t(centre[others], covariance[np.ix_(others, others)], df=5).pdf(x[:, others])
         beyond = np.sign(centre[i]) * x[:, i] > abs(centre[i])
-        expected += 0.1 * marginal * beyond * stats.norm.pdf(x[:, i]) / stats.norm.sf(abs(centre[i]))
+        tail = beyond * stats.norm.pdf(x[:, i]) / stats.norm.sf(abs(centre[i]))
+        expected += (0.7 * stats.multivariate_t(centre, covariance, df=5).pdf(x) + 0.3 * marginal * tail) / 4
     np.testing.assert_allclose(kernels.log_prob(x), np.log(expected), rtol=1e-10)
+
+
+def test_tail_keeps_its_density_far_from_a_tiny_kernel():
+    """A kernel 1e-9 wide: across its tail the density is known where the distance along it is 5e9 widths."""
+    kernels = Kernels(np.array([[0.5, 0.3]]), 1e-9 * np.eye(2)[None], tails=0.5)
+    tail = stats.t(5).pdf(2.0) / 1e-9 * stats.norm.pdf(5.5) / stats.norm.sf(0.5)
+    assert kernels.log_prob(np.array([[5.5, 0.3 + 2e-9]]))[0] == pytest.approx(np.log(0.5 * tail), abs=1e-6)
 
 
 def test_density_without_tails_integrates_to_one():
