@@ -3,7 +3,7 @@
     python benchmarks/ladder.py [--problems funnel-10,rosenbrock-10] [--seeds 5]
 
 A line for each run: log Z of the ladder's points minus the truth, their effective number as posterior samples, calls,
-levels, the highest log-likelihood met, the last contour, and whether flows were needed.
+levels, the highest log-likelihood met, the last contour.
 """
 
 import argparse
@@ -29,8 +29,7 @@ def run_ladder(name: str, seed: int) -> str:
     assert info is not None
     return (
         f"| {name} | {seed} | {info.logZ - problem.logz:+.2f} | {info.ess:.0f} | {state.num_calls} "
-        f"| {len(state.contours) - 1} | {max(state.points.log_likelihood):.2f} | {state.contours[-1]:.2f} "
-        f"| {'yes' if state.needs_networks else 'no'} |"
+        f"| {len(state.contours) - 1} | {max(state.points.log_likelihood):.2f} | {state.contours[-1]:.2f} |"
     )
 
 
@@ -39,8 +38,8 @@ def main() -> None:
     parser.add_argument("--problems", default="funnel-10,rosenbrock-10,shells-10,loggamma-10,skilling-10,slab-5")
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
-    print("| problem | seed | log Z - truth | ESS | calls | levels | highest log L | last contour | flows |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| problem | seed | log Z - truth | ESS | calls | levels | highest log L | last contour |")
+    print("|---|---|---|---|---|---|---|---|")
     for name in args.problems.split(","):
         for seed in range(args.seeds):
             print(run_ladder(name, seed), flush=True)

@@ -61,20 +61,6 @@ def mix_levels(state: State, newest: Wide) -> Proposal:
     )
 
 
-def train_level(
-    key: Array, state: State, x: Float[np.ndarray, "n d"], log_weights: Float[np.ndarray, " n"]
-) -> tuple[list[Proposal], FlowInfo | None]:
-    """Fit kernels or a Gaussian; and a flow once these have wasted most draws of a level."""
-    key_cheap, key_flow = jax.random.split(key)
-    log_weights = truncate(log_weights)
-    cheap = fit_cheap(key_cheap, state, x, log_weights)
-    if not state.needs_networks:
-        return [cheap], None
-    new, info = flow.fit(key_flow, x, log_weights, training=state.settings.ladder)
-    # A flow that gains nothing is the Gaussian itself.
-    return ([cheap, Wide(new)] if has_kernels(state) else [Wide(new)]), info
-
-
 def train_posterior(
     key: Array, state: State, x: Float[np.ndarray, "n d"], log_weights: Float[np.ndarray, " n"], training: Training
 ) -> tuple[list[Proposal], FlowInfo | None]:

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
-from nsflow.components import allocate, has_kernels, train_level
+from nsflow.components import allocate, fit_cheap, has_kernels
 from nsflow.evidence import effective_sample_size
-from nsflow.points import HARDLY, Points, evidence_share, highest_share, next_contour
+from nsflow.points import HARDLY, Points, evidence_share, highest_share, next_contour, truncate
 from nsflow.state import Phase, State, StepInfo, describe, draw
 
 TOP = 0.3  # nats below the highest likelihood met at which a ladder ends: what is narrower lies within
@@ -17,7 +17,7 @@ NEGLIGIBLE = 1e-15  # the same share, at which a ladder ends anywhere: a hundred
 RESOLUTION = 1e-9  # latent size of the points above at which it does: an integrable pole of the likelihood has no top
 MAX_WAITS = 20  # batches without enough points above a plateau after which a ladder ends
 SPARSE = -4.0  # log of the smallest share of the prior mass that a level keeps where levels only look for a spike
-MIN_YIELD = 0.05  # share of a level's draws above its contour; where kernels or a Gaussian have less, flows are trained
+MIN_YIELD = 0.05  # share of a level's draws above its contour below which levels beyond the posterior are given up
 
 
 def climb(key: Array, state: State) -> tuple[State, StepInfo]:
@@ -29,7 +29,7 @@ def climb(key: Array, state: State) -> tuple[State, StepInfo]:
     above = points.log_likelihood >= contour.log_likelihood
     few = np.sum(above) <= 2 * num_dims
     if (few and state.num_waits < MAX_WAITS) or (contour.ess < 0.25 * _min_ess(state) and state.num_waits < 2):
-        return _wait(key, state, above)
+        return _wait(key, state)
     potential = highest_share(points, above)
     if few or contour.log_mass > HARDLY or _is_top(points.select(above), potential):
         # On a plateau at the top nothing is higher than what was seen.
@@ -40,22 +40,12 @@ def climb(key: Array, state: State) -> tuple[State, StepInfo]:
         return replace(state, phase=Phase.SCOUTING), describe(Phase.LADDER, state)
     chosen = points.select(above)
     key_fit, key_draw = jax.random.split(key)
-    trained, info = train_level(key_fit, state, chosen.x, chosen.log_prior_weights)
-    state = replace(
-        state,
-        contours=state.contours + (contour.log_likelihood,) * len(trained),
-        # The level before adds about a fifth to the density of new points; those before it less than a twentieth, for
-        # which the inverse of a flow is too dear.
-        overlap=max(1, min(state.newest)) if state.needs_networks else 1,
-        num_waits=0,
-    ).add_trained(*trained)
+    trained = fit_cheap(key_fit, state, chosen.x, truncate(chosen.log_prior_weights))
+    state = replace(state, contours=(*state.contours, contour.log_likelihood), num_waits=0).add_trained(trained)
     num_before = len(points.x)
-    active = above if state.needs_networks else np.ones(len(above), bool)
-    state = draw(key_draw, state, allocate(state, level_size(state)), active)
+    state = draw(key_draw, state, allocate(state, level_size(state)), np.ones(num_before, bool))
     level_yield = float(np.mean(state.points.log_likelihood[num_before:] >= contour.log_likelihood))
-    needs_networks = state.needs_networks or (level_yield < MIN_YIELD and not _has_posterior(state))
-    state = replace(state, level_yield=level_yield, needs_networks=needs_networks)
-    return state, describe(Phase.LADDER, state, info)
+    return replace(state, level_yield=level_yield), describe(Phase.LADDER, state)
 
 
 def _is_top(above: Points, potential: float) -> bool:
@@ -65,28 +55,31 @@ def _is_top(above: Points, potential: float) -> bool:
     return bool((is_flat and potential < MIN_ABOVE) or is_point)
 
 
-def _wait(key: Array, state: State, active: Bool[np.ndarray, " n"]) -> tuple[State, StepInfo]:
+def _wait(key: Array, state: State) -> tuple[State, StepInfo]:
     """Draw once more from the newest component: too few effective points lie above the contour."""
     state = replace(state, num_waits=state.num_waits + 1)
-    state = draw(key, state, allocate(state, level_size(state)), active)
+    state = draw(key, state, allocate(state, level_size(state)), np.ones(len(state.points.x), bool))
     return state, describe(Phase.LADDER, state)
 
 
 def level_size(state: State) -> int:
     """Draws of one level; a third or half of them where levels only look for a spike."""
-    size = state.settings.num_live or (600 if has_kernels(state) else 50 * max(10, state.problem.prior.num_dims))
+    num_live = 600 if has_kernels(state) else 200 + 20 * max(10, state.problem.prior.num_dims)
+    size = state.settings.num_live or num_live
     return size // (3 if has_kernels(state) else 2) if _has_posterior(state) else size
 
 
 def _min_ess(state: State) -> float:
     """Effective number of points to train a level on.
 
-    Kernels want many; a Gaussian eight a dimension, of which its shrinkage leaves a usable covariance.
+    Kernels want a third of a level's draws. A Gaussian makes do with a fifth, eight a dimension in ten and five in 32,
+    of which its shrinkage leaves a usable covariance, and beyond the posterior with a quarter of that.
     """
-    size = 200.0 if has_kernels(state) else 8.0 * max(10, state.problem.prior.num_dims)
-    return size / 4 if _has_posterior(state) else size
+    if has_kernels(state):
+        return level_size(state) / 3
+    return level_size(state) / (10 if _has_posterior(state) else 5)
 
 
 def _has_posterior(state: State) -> bool:
     """Whether points enough for the posterior rounds have been drawn."""
-    return effective_sample_size(state.points.log_posterior_weights) > max(100, 12 * state.problem.prior.num_dims)
+    return effective_sample_size(state.points.log_posterior_weights) > max(100, 8 * state.problem.prior.num_dims)

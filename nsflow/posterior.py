@@ -26,7 +26,7 @@ def refine(key: Array, state: State) -> tuple[State, StepInfo]:
     matters = state.points.matters
     chosen = state.points.select(matters)
     key_fit, key_draw, key_freeze = jax.random.split(key, 3)
-    training = settings.posterior
+    training = settings.training
     if state.rounds and _efficiency(state.rounds[-1]) < POOR:
         training = replace(training, num_steps=LONGER * training.num_steps, patience=2 * training.patience)
     trained, info = train_posterior(key_fit, state, chosen.x, chosen.log_posterior_weights, training)

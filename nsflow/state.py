@@ -29,17 +29,16 @@ class Settings:
         max_calls: Likelihood calls that a run never exceeds; one that would is returned unfinished.
         num_prior: Draws from the prior at the start. If left out 500 a dimension, and 2000 at most.
         num_live: Draws of each level of the ladder: the safety knob. If left out 600 in the dimensions of the kernels,
-            beyond them 50 a dimension and at least 500. Levels beyond the posterior take a third and a half of that.
+            beyond them 200 and 20 a dimension, at least 400. Beyond the posterior levels take a third and a half of it.
         compression: Logs of the smallest and the largest share of the prior mass that a level keeps, in nats.
         max_scouts: Largest number of draws from the prior in the search for modes that the ladder lost.
         prior_share: Share of the prior among the draws of each level and round.
-        kernel_dims: Largest dimension in which kernels propose; beyond it Gaussians do until flows are needed.
+        kernel_dims: Largest dimension in which kernels propose on the levels; beyond it Gaussians do.
         rounds: Draws of the posterior rounds as shares of `ess`. Their draws count towards it. A round follows only
             while it promises to save a twentieth of all draws.
         max_rounds: Largest number of posterior rounds where most draws are still wasted; the last size is repeated.
         max_restarts: How often an alarm in the frozen phase leads back to training.
-        ladder: How the levels are trained.
-        posterior: How the posterior rounds are trained.
+        training: How the flows of the posterior rounds are trained.
 
     Raises:
         ValueError: If a value is out of range.
@@ -60,8 +59,7 @@ class Settings:
     rounds: tuple[float, ...] = (0.06, 0.12, 0.2)
     max_rounds: int = 10
     max_restarts: int = 2
-    ladder: Training = field(default_factory=lambda: Training(num_steps=600, patience=1, held_out=0.2))
-    posterior: Training = field(default_factory=Training)
+    training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
         """Refuse values that no run could use."""
@@ -119,8 +117,6 @@ class State:
     trainings: tuple[tuple[int, ...], ...] = ()  # components that were trained together, in order
     unseen: float = 0.0  # share of the evidence that may lie above the ladder's end beyond what was seen there
     level_yield: float = 1.0  # share of the last level's draws above its contour
-    needs_networks: bool = False  # whether cheap proposals had a yield so low that levels are trained flows
-    overlap: int = 1  # first component whose density matters where points are drawn now
     modes: tuple[int, ...] = ()  # components on modes that scouting found
     summits: tuple[Mode, ...] = ()  # maxima that scouting has measured
     climbed: tuple[int, ...] = ()  # points from which scouting has climbed
@@ -226,7 +222,7 @@ def count(state: State, num_draws: dict[int, int], active: Bool[np.ndarray, " n"
 def log_mixture(
     state: State, x: Float[np.ndarray, "n d"], log_q: Mapping[int, Float[np.ndarray, " n"]] = MappingProxyType({})
 ) -> Float[np.ndarray, " n"]:
-    """Sum the densities of the components but the prior, each times its draws, over those that matter at new points.
+    """Sum the densities of the components but the prior, each times its draws, at new points.
 
     Args:
         state: The run.
@@ -237,7 +233,7 @@ def log_mixture(
         Log of the sum, in nats, shape ``(n,)``.
     """
     log_q = {k: q for k, q in log_q.items() if k != PRIOR}
-    for k in range(state.overlap, len(state.components)):
+    for k in range(PRIOR + 1, len(state.components)):
         if k not in log_q and state.num_draws[k] > 0:
             log_q[k] = log_prob(state.components[k], x)
     terms = [np.log(state.num_draws[k]) + q for k, q in log_q.items() if state.num_draws[k] > 0]

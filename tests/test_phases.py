@@ -192,7 +192,7 @@ def test_prior_as_the_best_proposal_is_no_alarm():
 @pytest.mark.parametrize(
     ("estimate", "message"),
     [
-        (evidence(khat=0.71), "k-hat = 0.71"),
+        (evidence(khat=0.71, max_weight_share=0.021), "k-hat = 0.71"),
         (evidence(ess=10_000.0, khat=0.6, max_weight_share=0.006), "the heaviest draw counts for 60"),
         (evidence(max_weight_share=0.06), "one draw carries 6%"),
     ],
@@ -201,6 +201,7 @@ def test_alarms_name_what_the_error_bar_hides(estimate, message):
     (alarm,) = summary._alarms(uneven(1.0), estimate)
     assert message in alarm
     assert summary._alarms(uneven(1.0), evidence(khat=0.69, max_weight_share=0.04)) == ()
+    assert summary._alarms(uneven(1.0), evidence(khat=0.8, max_weight_share=0.019)) == ()
 
 
 def test_estimate_without_fresh_draws_says_so():

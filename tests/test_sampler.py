@@ -25,8 +25,7 @@ QUICK = nsflow.Settings(
     num_live=500,
     rounds=(0.5,),
     max_rounds=2,
-    ladder=nsflow.Training(architecture=SMALL, num_steps=200, patience=1, held_out=0.2, integration_steps=4),
-    posterior=nsflow.Training(architecture=SMALL, num_steps=400, integration_steps=4),
+    training=nsflow.Training(architecture=SMALL, num_steps=400, integration_steps=4),
 )
 
 
