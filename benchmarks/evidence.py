@@ -10,6 +10,7 @@ Peers run with the interpreter that NSFLOW_PEERS_PYTHON names, see `requirements
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -43,6 +44,7 @@ def run_cell(sampler: str, name: str, seed: int, ess: float, cost: float) -> dic
         **row,
         "wall_s": round(time.perf_counter() - start, 1),
         "cpu_s": round(time.process_time() - cpu, 1),
+        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
 
 
@@ -81,15 +83,15 @@ def table(rows: list[dict]) -> str:
         groups[row["problem"], row["ess_target"], row["cost"], row["sampler"]].append(row)
     lines = [
         "| problem | sampler | seeds | calls | ESS | calls / ESS | mean error | quoted error (max) | mean pull "
-        "| rms pull | flagged | silent | wall s (max) | CPU s | of it compiling |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| rms pull | flagged | silent | wall s (max) | CPU s | of it compiling | MB (max) |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (name, ess, cost, sampler), group in sorted(groups.items()):
         done = [row for row in group if "timeout_s" not in row]
         label = name + (f", ESS {ess:g}" if ess != 10_000 else "") + (f", {1000 * cost:g} ms a call" if cost else "")
         if not done:
             lines.append(
-                f"| {label} | {sampler} | {len(group)} | none finished in {group[0]['timeout_s']:g} s |" + 12 * " |"
+                f"| {label} | {sampler} | {len(group)} | none finished in {group[0]['timeout_s']:g} s |" + 13 * " |"
             )
             continue
         get = lambda key, done=done: np.array([row.get(key, np.nan) for row in done], float)  # noqa: E731
@@ -103,9 +105,9 @@ def table(rows: list[dict]) -> str:
             f"| {pull.mean():+.2f} +- {len(done) ** -0.5:.2f} | {np.sqrt((pull**2).mean()):.2f} "
             f"| {flagged.sum()} | {np.sum((abs(pull) > WRONG) & ~flagged)} "
             f"| {get('wall_s').mean():.0f} ({get('wall_s').max():.0f}) | {get('cpu_s').mean():.0f} "
-            f"| {get('compile_s').mean():.0f} |"
+            f"| {get('compile_s').mean():.0f} | {np.fmax.reduce(get('memory_mb')):.0f} |"
         )
-    return "\n".join(lines).replace("| nan |", "| |")
+    return "\n".join(lines).replace(" nan |", " |")
 
 
 def main() -> None:

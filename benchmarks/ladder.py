@@ -3,12 +3,15 @@
     python benchmarks/ladder.py [--problems funnel-10,rosenbrock-10] [--seeds 5]
 
 A line for each run: log Z of the ladder's points minus the truth, their effective number as posterior samples, calls,
-levels, the highest log-likelihood met, the last contour.
+levels, the highest log-likelihood met, the last contour, and the CPU seconds of a step in the later half of the
+ladder over those in the earlier half, without the first five, which compile.
 """
 
 import argparse
+import time
 
 import jax
+import numpy as np
 from samplers import build, model
 
 import nsflow
@@ -22,14 +25,17 @@ def run_ladder(name: str, seed: int) -> str:
     likelihood, prior = model(problem)
     key = jax.random.key(seed)
     state = nsflow.init(key, Problem(as_likelihood(likelihood), prior), nsflow.Settings())
-    level, info = 0, None
+    clock, info = [time.process_time()], None
     while state.phase is Phase.LADDER:
-        level += 1
-        state, info = nsflow.step(jax.random.fold_in(key, level), state)
+        state, info = nsflow.step(jax.random.fold_in(key, len(clock)), state)
+        clock.append(time.process_time())
     assert info is not None
+    early, late = clock[5 : len(clock) // 2 + 1], clock[len(clock) // 2 :]
+    slower = np.mean(np.diff(late)) / np.mean(np.diff(early)) if len(clock) > 20 else np.nan
     return (
         f"| {name} | {seed} | {info.logZ - problem.logz:+.2f} | {info.ess:.0f} | {state.num_calls} "
-        f"| {len(state.contours) - 1} | {max(state.points.log_likelihood):.2f} | {state.contours[-1]:.2f} |"
+        f"| {len(state.contours) - 1} | {max(state.points.log_likelihood):.2f} | {state.contours[-1]:.2f} "
+        f"| {slower:.1f} |"
     )
 
 
@@ -38,8 +44,8 @@ def main() -> None:
     parser.add_argument("--problems", default="funnel-10,rosenbrock-10,shells-10,loggamma-10,skilling-10,slab-5")
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
-    print("| problem | seed | log Z - truth | ESS | calls | levels | highest log L | last contour |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| problem | seed | log Z - truth | ESS | calls | levels | highest log L | last contour | later / earlier |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name in args.problems.split(","):
         for seed in range(args.seeds):
             print(run_ladder(name, seed), flush=True)
