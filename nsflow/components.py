@@ -79,7 +79,9 @@ def train_posterior(
 def fit_surrogate(key: Array, state: State) -> Surrogate:
     """Regress log L on all points so far."""
     points = state.points.select(state.points.log_likelihood > -np.inf)
-    return surrogate.fit(key, points.x, points.log_likelihood, truncate(points.log_posterior_weights))
+    # Where a ladder got stuck one point may hold all of the evidence, and a covariance would be zero.
+    log_weights = temper(truncate(points.log_posterior_weights), 2.0 * points.x.shape[1])
+    return surrogate.fit(key, points.x, points.log_likelihood, log_weights)
 
 
 def thin(key: Array, state: State, fitted: Surrogate, proposal: Proposal) -> Thinned:

@@ -276,3 +276,10 @@ def test_round_that_missed_evidence_raises_an_alarm():
     assert summary._lacks(Evidence(np.log(0.7), 0.02, 500.0, 0.1, 0.01), late) == pytest.approx(0.3)
     assert summary._lacks(Evidence(np.log(0.7), 0.2, 500.0, 0.1, 0.01), late) == 0.0
     assert summary._lacks(Evidence(np.log(1.3), 0.02, 500.0, 0.1, 0.01), late) == 0.0
+
+
+def test_surrogate_is_fitted_where_one_point_holds_all_of_the_evidence():
+    """A ladder that got stuck far below the top of the likelihood leaves points thousands of nats apart."""
+    state = state_of(lambda p: -1e8 * (p["a"] - 0.3) ** 2)
+    fitted = float64(components.fit_surrogate)(jax.random.key(0), state)
+    assert np.all(np.isfinite(fitted(state.points.x)))
