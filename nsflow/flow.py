@@ -17,7 +17,7 @@ from nsflow import train
 from nsflow.gaussian import Gaussian, Preimage
 from nsflow.objective import FlowMatching
 from nsflow.precision import float64
-from nsflow.shapes import by_chunks
+from nsflow.shapes import by_chunks, map_points
 from nsflow.train import Training, TrainingInfo
 from nsflow.velocity import Architecture, as_velocity
 
@@ -130,16 +130,19 @@ class Flow:
         """Carry base points to the data, shape ``(n, d)`` to ``(n, d)``."""
         return _by_chunks(_forward, self, z)
 
-    def inverse(self, x: Float[Any, "n d"]) -> Preimage:
-        """Carry points back to the base, with the log-determinant of the way forward."""
+    def inverse(self, x: Float[Any, "n d"], max_steps: int = MAX_NEWTON) -> Preimage:
+        """Carry points back to the base, with the log-determinant of the way forward; NaN after `max_steps` of Newton.
+
+        Whether a point has an inverse must not depend on how it was come by: compare densities of equal `max_steps`.
+        """
         if isinstance(x, Tracer):
-            return _inverse(self, x, np.int32(MAX_NEWTON))
+            return _inverse(self, x, np.int32(max_steps))
         quick = _by_chunks(partial(_inverse, max_steps=np.int32(1)), self, x)
         hard = np.flatnonzero(np.isnan(quick.log_det))
         if len(hard) == 0:
             return quick
         # Every point of a chunk pays for its slowest one: the few that need more steps have chunks of their own.
-        careful = _by_chunks(partial(_inverse, max_steps=np.int32(MAX_NEWTON)), self, np.asarray(x)[hard])
+        careful = _by_chunks(partial(_inverse, max_steps=np.int32(max_steps)), self, np.asarray(x)[hard])
         for old, new in zip(quick, careful, strict=True):
             old[hard] = new
         return quick
@@ -168,7 +171,7 @@ def _forward(flow: Flow, z: Array) -> Array:
     def one(z: Array) -> Array:
         return _centre(flow, z) + _scale(flow, z) @ _push(flow, z.astype(_precision(flow, z))).astype(z.dtype)
 
-    return jax.vmap(one)(z)
+    return map_points(one, z)
 
 
 @jax.jit
@@ -180,7 +183,7 @@ def _inverse(flow: Flow, x: Array, max_steps: Array) -> Preimage:
         z, log_det = z.astype(x.dtype), log_det.astype(x.dtype) + jnp.sum(jnp.log(jnp.diag(scale)))
         return Preimage(z, jnp.where(converged, log_det, jnp.nan))
 
-    return jax.vmap(one)(x)
+    return map_points(one, x)
 
 
 def _precision(flow: Flow, x: Array) -> Any:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nsflow.base import AbstractBase, Normal
 from nsflow.path import AbstractPath
 
 Velocity = Callable[[Array, Array], Array]
@@ -75,9 +76,11 @@ class FlowMatching(AbstractObjective):
 
     Args:
         path: The path between base and data.
+        base: Where the path starts.
     """
 
     path: AbstractPath
+    base: AbstractBase = Normal()
 
     def __call__(self, key: Array, field: Velocity, rows: Float[Array, "n d"]) -> Float[Array, ""]:
         """Mean of `flow_matching` over the minibatch."""
@@ -90,7 +93,7 @@ class FlowMatching(AbstractObjective):
         size = rows.shape[0]
         strata = (jnp.arange(size, dtype=jnp.float32) + jax.random.uniform(key_t, (size,), jnp.float32)) / size
         # The rows of a resample are in order, so the times must not be.
-        return jax.random.permutation(key_order, strata), jax.random.normal(key_x0, rows.shape, jnp.float32)
+        return jax.random.permutation(key_order, strata), self.base.sample(key_x0, *rows.shape)
 
 
 @final

@@ -10,6 +10,29 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def standard_promotion(function: Callable[P, R]) -> Callable[P, R]:
+    """Run `function` with JAX's standard type promotion: other people's code inside mixes types.
+
+    Args:
+        function: Any function that calls JAX.
+
+    Returns:
+        The same function.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> standard_promotion(lambda: (jnp.ones(2, jnp.int32) + jnp.ones(2, jnp.float32)).dtype)()
+        dtype('float32')
+    """
+
+    @functools.wraps(function)
+    def promoting(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return function(*args, **kwargs)
+
+    return promoting
+
+
 def float64(function: Callable[P, R]) -> Callable[P, R]:
     """Run `function` with 64-bit JAX types, leaving the global configuration as it was.
 

@@ -58,7 +58,9 @@ class TrainingInfo(NamedTuple):
     best: int  # index of the kept look; 0 means that the field stayed as it was
 
 
-class _State(NamedTuple):
+class TrainState(NamedTuple):
+    """A field in training."""
+
     weights: Any  # pytree of the field's arrays
     average: Any  # their exponential moving average
     optimizer: Any
@@ -96,10 +98,10 @@ def fit(
     """
     rows, quantiles = _pad(np.asarray(rows, np.float32), log_weights)
     rates = _learning_rates(training)
-    state = _State(field, field, OPTIMIZER.init(field))  # pyright: ignore[reportArgumentType]
+    state = start(field)
     best, losses, scores = field, [], [score_now]
     for look in range(1, len(rates) + 1):
-        state, loss = _train_steps(
+        state, loss = train_steps(
             jax.random.fold_in(key, look),
             state,
             rows,
@@ -141,10 +143,15 @@ def _learning_rates(training: Training) -> np.ndarray:
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
 
 
+def start(field: Any) -> TrainState:
+    """The state of a field that has not been trained."""
+    return TrainState(field, field, OPTIMIZER.init(field))
+
+
 @partial(jax.jit, static_argnames=("objective", "batch_size", "ema"))
-def _train_steps(
+def train_steps(
     key: Array,
-    state: _State,
+    state: TrainState,
     rows: Array,
     quantiles: Array,
     rates: Array,
@@ -152,22 +159,38 @@ def _train_steps(
     objective: AbstractObjective,
     batch_size: int,
     ema: float,
-) -> tuple[_State, Array]:
-    def step(state: _State, inputs: tuple[Array, Array]) -> tuple[_State, Array]:
+) -> tuple[TrainState, Array]:
+    """Make one gradient step for each learning rate.
+
+    Args:
+        key: JAX random key.
+        state: The field so far.
+        rows: Training set, shape ``(n, k)``.
+        quantiles: Cumulated weights of the rows, the last of them 1, shape ``(n,)``.
+        rates: Learning rates, shape ``(num_steps,)``.
+        objective: What the field is taught by.
+        batch_size: Rows in one step.
+        ema: Decay of the average of the weights.
+
+    Returns:
+        The field after the steps, and their mean loss.
+    """
+
+    def step(state: TrainState, inputs: tuple[Array, Array]) -> tuple[TrainState, Array]:
         key, rate = inputs
         key_rows, key_loss = jax.random.split(key)
-        batch = _minibatch(key_rows, rows, quantiles, batch_size)
+        batch = resample(key_rows, rows, quantiles, batch_size)
         loss, gradient = jax.value_and_grad(lambda field: objective(key_loss, field, batch))(state.weights)
         updates, optimizer_state = OPTIMIZER.update(gradient, state.optimizer, state.weights)
         weights = optax.apply_updates(state.weights, jax.tree.map(lambda u: -rate * u, updates))
         average = optax.incremental_update(weights, state.average, 1 - ema)
-        return _State(weights, average, optimizer_state), loss
+        return TrainState(weights, average, optimizer_state), loss
 
     state, losses = jax.lax.scan(step, state, (jax.random.split(key, rates.shape[0]), rates))
     return state, jnp.mean(losses)
 
 
-def _minibatch(key: Array, rows: Array, quantiles: Array, size: int) -> Array:
-    """Systematic resample of the rows, in their order."""
-    comb = (jnp.arange(size) + jax.random.uniform(key)) / size
+def resample(key: Array, rows: Array, quantiles: Array, size: int) -> Array:
+    """Systematic resample of rows by their cumulated weights, in their order."""
+    comb = (jnp.arange(size, dtype=quantiles.dtype) + jax.random.uniform(key, (), quantiles.dtype)) / size
     return rows[jnp.searchsorted(quantiles, comb)]

@@ -380,11 +380,11 @@ def test_fit_compiles_once():
     """Other points, weights, schedules and numbers of points reuse the compiled training and density."""
     points, _ = banana(np.random.default_rng(0), 500)
     fit(jax.random.key(0), points, training=BRIEF)
-    counts = train._train_steps._cache_size(), module._inverse._cache_size()
+    counts = train.train_steps._cache_size(), module._inverse._cache_size()
     for num_points in (100, 300):
         log_weights = np.linspace(-1, 1, num_points)
         fit(jax.random.key(1), 2 * points[:num_points], log_weights, training=replace(BRIEF, learning_rate=1e-2))
-    assert (train._train_steps._cache_size(), module._inverse._cache_size()) == counts
+    assert (train.train_steps._cache_size(), module._inverse._cache_size()) == counts
 
 
 POINTS = np.random.default_rng(0).normal(size=(20, 2))

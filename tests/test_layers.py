@@ -12,7 +12,7 @@ ROOT = Path(nsflow.__file__).parent
 ORDER = (
     "precision", "shapes", "quantile", "parameter", "cube", "distribution", "prior",
     "batch", "host", "likelihood", "modes",
-    "gaussian", "path", "objective", "velocity", "train", "flow", "surrogate",
+    "gaussian", "base", "path", "objective", "velocity", "train", "flow", "surrogate", "online",
     "kernels", "wide", "proposal", "thinning", "evidence", "points", "fresh", "state",
     "components", "ladder", "scouting", "posterior", "frozen",
     "volumes", "files", "results", "summary", "sampler",

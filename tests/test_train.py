@@ -57,14 +57,14 @@ def same(first, second):
 
 
 @pytest.mark.parametrize("num_points", [3, 50])
-def test_minibatch_draws_each_point_in_proportion_to_its_weight(num_points):
+def testresample_draws_each_point_in_proportion_to_its_weight(num_points):
     """A systematic resample draws point i either floor(n w_i) or ceil(n w_i) times, and never the padding."""
     rng, size = np.random.default_rng(num_points), 256
     log_weights = rng.normal(size=num_points)
     log_weights[1] = -np.inf
     points = np.arange(1.0, 1 + num_points)[:, None]
     padded, quantiles = map(jnp.asarray, train._pad(points, log_weights))
-    x1 = train._minibatch(jax.random.key(0), padded, quantiles, size)
+    x1 = train.resample(jax.random.key(0), padded, quantiles, size)
     counts = np.bincount(np.asarray(x1[:, 0], int), minlength=num_points + 1)
     expected = size * np.exp(log_weights) / np.exp(log_weights).sum()
     assert counts[0] == 0
@@ -74,7 +74,7 @@ def test_minibatch_draws_each_point_in_proportion_to_its_weight(num_points):
 def test_times_are_one_in_each_stratum_and_know_nothing_of_the_point():
     """t is stratified; the resample is in order, so t must not be."""
     points, quantiles = map(jnp.asarray, train._pad(np.arange(4096.0)[:, None], np.zeros(4096)))
-    x1 = train._minibatch(jax.random.key(0), points, quantiles, 2048)
+    x1 = train.resample(jax.random.key(0), points, quantiles, 2048)
     t, x0 = FlowMatching(LinearPath()).pair(jax.random.key(1), x1)
     np.testing.assert_array_equal(np.floor(np.sort(t) * 2048), np.arange(2048))
     for first, second in [(t, x1[:, 0]), (t, x0[:, 0]), (x0[:, 0], x1[:, 0])]:

@@ -1,0 +1,420 @@
+"""Nested sampling for blackjax with a learned proposal.
+
+The shape is that of :mod:`blackjax.ns.nss`: `init`, `build_kernel` and `as_top_level_api`, which returns a
+`SamplingAlgorithm`. A flow learns the prior above the contour from its own weighted draws, inside jit, and an inner
+kernel of :mod:`nsflow.adapters.constrained` moves particles by it.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from blackjax.base import SamplingAlgorithm
+from blackjax.ns import adaptive
+from blackjax.ns.adaptive import AdaptiveNSState
+from blackjax.ns.base import NSInfo, StateWithLogLikelihood, delete_fn, init_state_strategy
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array
+
+from nsflow.adapters.constrained import (
+    AbstractInnerKernel,
+    Health,
+    IndependenceMH,
+    LatentSlice,
+    Mixture,
+    Moves,
+    Problem,
+    Rejection,
+    flatten,
+)
+from nsflow.adapters.nested import (
+    NUM_VOLUMES,
+    NestedResult,
+    importance_evidence,
+    insertion_p_values,
+    nested_samples,
+)
+from nsflow.online import Draws, Learner
+from nsflow.precision import standard_promotion
+
+__all__ = [
+    "IndependenceMH",
+    "LatentSlice",
+    "Learner",
+    "Mixture",
+    "NestedResult",
+    "Rejection",
+    "UpdateInfo",
+    "as_top_level_api",
+    "build_kernel",
+    "finalise",
+    "init",
+    "retrain",
+]
+
+MEMORY = 0.1  # weight of the newest step in the running means
+
+
+class UpdateInfo(NamedTuple):
+    """What one step did.
+
+    Attributes
+    ----------
+    acceptance
+        Share of accepted moves for each new particle, shape ``(num_delete,)``.
+    num_calls
+        Likelihood evaluations for each, shape ``(num_delete,)``.
+    insertion_rank
+        Rank of each among the survivors and the new particles before it, over their number; uniform on (0, 1) and
+        independent if the inner kernel works, shape ``(num_delete,)``.
+    unique_fraction
+        Share of distinct live points after the step, shape ``(1,)``.
+    log_likelihood
+        Of each draw of the flow, nats, shape ``(num_draws,)``.
+    log_weight
+        Log prior density minus log flow density of each, nats; -inf outside the prior, NaN where none was drawn.
+    """
+
+    acceptance: Array
+    num_calls: Array
+    insertion_rank: Array
+    unique_fraction: Array
+    log_likelihood: Array
+    log_weight: Array
+
+
+@standard_promotion
+def init(
+    position: Any,
+    init_state_fn: Callable[..., StateWithLogLikelihood],
+    learner: Learner = Learner(),  # noqa: B008
+    rng_key: Array | None = None,
+) -> AdaptiveNSState:
+    """Evaluate the first live points and whiten them; the first step trains the flow.
+
+    Parameters
+    ----------
+    position
+        Draws from the prior: a PyTree of floating-point arrays with one leading axis, the live points.
+    init_state_fn
+        Builds the state of many particles from their positions.
+    learner
+        How the flow is trained.
+    rng_key
+        Key of the network's first weights.
+
+    Returns
+    -------
+    The state of the sampler; the flow is in `inner_kernel_params`.
+
+    Raises
+    ------
+    TypeError
+        If a leaf is not an array of floating-point numbers.
+    ValueError
+        If the leaves disagree on the number of live points, or these are not more than twice the dimension.
+    """
+    num_live, num_dims = _check(position)
+    if num_live <= 2 * num_dims:
+        raise ValueError(
+            f"`init` expected more than {2 * num_dims} live points in {num_dims} dimensions; got {num_live}. "
+            "Draw more positions from the prior: a thousand is usual."
+        )
+    state = adaptive.init(position, init_state_fn)
+    dtype = flatten(position).dtype
+    key = jax.random.key(0) if rng_key is None else rng_key
+    proposal = jax.jit(learner.init)(key, _live(state.particles))
+    one = jnp.ones((), dtype)
+    health = Health(one, one, jnp.full_like(one, -jnp.inf), jnp.int32(0))
+    return state._replace(inner_kernel_params={"proposal": proposal, "health": health})
+
+
+def build_kernel(
+    init_state_fn: Callable[..., StateWithLogLikelihood],
+    num_inner_steps: int,
+    num_delete: int = 1,
+    inner_kernel: AbstractInnerKernel = IndependenceMH(),  # noqa: B008
+    learner: Learner = Learner(),  # noqa: B008
+    train_every: float = 0.3,
+) -> Callable[[Array, AdaptiveNSState], tuple[AdaptiveNSState, NSInfo]]:
+    """Build the nested sampling kernel.
+
+    Parameters
+    ----------
+    init_state_fn
+        Builds the state of one particle, called as ``init_state_fn(position, loglikelihood_birth=...)``.
+    num_inner_steps
+        Moves for each new particle; batches of draws for :class:`Rejection`.
+    num_delete
+        Particles that are replaced in one step.
+    inner_kernel
+        How they are replaced.
+    learner
+        How the flow is trained; the one that `init` had.
+    train_every
+        Compression in nats of prior volume between two trainings; infinity to train by `retrain` alone.
+
+    Returns
+    -------
+    A kernel ``(rng_key, state) -> (state, info)``; the info holds the dead particles and an :class:`UpdateInfo`.
+    """
+    if num_inner_steps < 1 or num_delete < 1:
+        raise ValueError(
+            f"`num_inner_steps` and `num_delete` expected positive integers; got {num_inner_steps} and {num_delete}."
+        )
+
+    @standard_promotion
+    @jax.jit
+    def kernel(rng_key: Array, state: AdaptiveNSState) -> tuple[AdaptiveNSState, NSInfo]:
+        num_live = len(state.particles.loglikelihood)
+        if num_delete >= num_live:
+            raise ValueError(f"`num_delete` expected fewer than the {num_live} live points; got {num_delete}.")
+        problem = Problem(learner, _of_vectors(init_state_fn, state), num_inner_steps, num_delete)
+
+        def replace_dead(
+            rng_key: Array, state: Any, loglikelihood_0: Array, **params: Any
+        ) -> tuple[StateWithLogLikelihood, Moves]:
+            new, moves = inner_kernel(problem, rng_key, state.particles, loglikelihood_0, **params)
+            births = jnp.full_like(new.loglikelihood_birth, loglikelihood_0)
+            return new._replace(loglikelihood_birth=births), moves
+
+        key_step, key_rank, key_train = jax.random.split(rng_key, 3)
+        if np.isfinite(train_every):
+            interval = max(1, round(train_every * num_live / num_delete))
+            num_steps = state.inner_kernel_params["health"].num_steps  # pyright: ignore[reportAttributeAccessIssue]
+            state = jax.lax.cond(
+                num_steps % interval == 0,
+                lambda: _train(key_train, state, learner),
+                lambda: state,
+            )
+        step = adaptive.build_kernel(partial(delete_fn, num_delete=num_delete), replace_dead, lambda *args: args[3])
+        new_state, info = step(key_step, state)
+        moves: Moves = info.update_info  # pyright: ignore[reportAssignmentType]
+        contour = jnp.max(info.particles.loglikelihood)
+
+        health: Health = state.inner_kernel_params["health"]  # pyright: ignore[reportAssignmentType]
+        unique = _unique_fraction(new_state.particles)
+        health = Health(
+            acceptance=health.acceptance + MEMORY * (jnp.mean(moves.acceptance) - health.acceptance),
+            unique_fraction=unique,
+            log_envelope=jnp.maximum(health.log_envelope, _largest_weight(moves.draws, contour)),
+            num_steps=health.num_steps + 1,
+        )
+        proposal = learner.observe(state.inner_kernel_params["proposal"], moves.draws)  # pyright: ignore[reportArgumentType]
+        rank = _insertion_rank(key_rank, state.particles.loglikelihood, contour, _newest(state, new_state, num_delete))
+        update_info = UpdateInfo(
+            moves.acceptance,
+            moves.num_calls,
+            rank,
+            unique[None],
+            moves.draws.log_likelihood,
+            moves.draws.log_weight,
+        )
+        params = {"proposal": proposal, "health": health}
+        return new_state._replace(inner_kernel_params=params), NSInfo(info.particles, update_info)
+
+    return kernel
+
+
+def as_top_level_api(
+    logprior_fn: Callable[[Any], Array],
+    loglikelihood_fn: Callable[[Any], Array],
+    num_inner_steps: int,
+    num_delete: int = 1,
+    inner_kernel: AbstractInnerKernel = IndependenceMH(),  # noqa: B008
+    learner: Learner = Learner(),  # noqa: B008
+    train_every: float = 0.3,
+) -> SamplingAlgorithm:
+    """Nested sampling with a learned proposal, called as `blackjax.nss` is.
+
+    Parameters
+    ----------
+    logprior_fn
+        Log-prior of one particle, nats; -inf outside.
+    loglikelihood_fn
+        Log-likelihood of one particle, nats.
+    num_inner_steps
+        Moves for each new particle. A dozen independent proposals do where slices take 5 d moves of about five
+        evaluations each; see `UpdateInfo.unique_fraction`.
+    num_delete
+        Particles that are replaced in one step; a tenth of the live points makes good use of batches.
+    inner_kernel
+        :class:`IndependenceMH`, :class:`LatentSlice`, :class:`Mixture` of both or :class:`Rejection`.
+    learner
+        How the flow is trained.
+    train_every
+        Compression in nats of prior volume between two trainings inside jit; infinity to train by `retrain` alone.
+
+    Returns
+    -------
+    A `SamplingAlgorithm`.
+
+    Examples
+    --------
+    >>> import blackjax
+    >>> uniform = lambda x: jnp.where(jnp.all(jnp.abs(x) < 5), -2 * jnp.log(10.0), -jnp.inf)
+    >>> sampler = as_top_level_api(uniform, lambda x: -0.5 * jnp.sum(x**2), num_inner_steps=4, num_delete=20)
+    >>> state = sampler.init(jax.random.uniform(jax.random.key(0), (200, 2), minval=-5.0, maxval=5.0))
+    >>> state, info = jax.jit(sampler.step)(jax.random.key(1), state)
+    >>> info.particles.position.shape, bool(info.update_info.acceptance.mean() > 0.2)
+    ((20, 2), True)
+    """
+    init_state_fn = partial(init_state_strategy, logprior_fn=logprior_fn, loglikelihood_fn=loglikelihood_fn)
+    kernel = build_kernel(init_state_fn, num_inner_steps, num_delete, inner_kernel, learner, train_every)
+
+    def init_fn(position: Any, rng_key: Array | None = None) -> AdaptiveNSState:
+        return init(position, jax.vmap(init_state_fn), learner, rng_key)
+
+    return SamplingAlgorithm(init_fn, kernel)  # pyright: ignore[reportArgumentType]
+
+
+@standard_promotion
+def retrain(
+    rng_key: Array,
+    state: AdaptiveNSState,
+    learner: Learner = Learner(),  # noqa: B008
+    num_rounds: int = 10,
+) -> AdaptiveNSState:
+    """Train the flow between two steps; the tree keeps its shapes and dtypes, so that nothing is compiled anew.
+
+    Parameters
+    ----------
+    rng_key
+        Key of the training.
+    state
+        The state of the sampler.
+    learner
+        How the flow is trained; the one that `init` had.
+    num_rounds
+        How many times `learner.num_steps` gradient steps are made.
+
+    Returns
+    -------
+    The state with the new flow.
+    """
+    return jax.jit(_train, static_argnums=2)(rng_key, state, learner, num_rounds)
+
+
+@standard_promotion
+def finalise(state: AdaptiveNSState, dead: Sequence[NSInfo]) -> NestedResult:
+    """Turn a run into anesthetic samples, two evidences and their tests.
+
+    Parameters
+    ----------
+    state
+        The final state; its live points join the dead.
+    dead
+        The info of every step, from the first.
+
+    Returns
+    -------
+    The result. Without float64, log-likelihoods beyond 1e4 nats lose the digits that tell points apart: subtract a
+    constant or call ``jax.config.update("jax_enable_x64", True)`` first.
+
+    Raises
+    ------
+    ValueError
+        If `dead` is empty.
+    """
+    if not dead:
+        raise ValueError("`finalise` expected the info of at least one step; got none. Collect what `step` returns.")
+    dead = [jax.device_get(info) for info in dead]
+    particles = jax.tree.map(
+        lambda *parts: np.concatenate(parts), *[info.particles for info in dead], jax.device_get(state.particles)
+    )
+    steps: list[UpdateInfo] = [info.update_info for info in dead]  # pyright: ignore[reportAssignmentType]
+    samples = nested_samples(particles.position, particles.loglikelihood, particles.loglikelihood_birth)
+    volumes = np.asarray(samples.logZ(NUM_VOLUMES))
+    num_live, num_delete = len(state.particles.loglikelihood), len(steps[0].num_calls)
+    importance = importance_evidence(
+        np.asarray(particles.loglikelihood[np.isnan(particles.loglikelihood_birth)], np.float64),
+        np.array([np.max(info.particles.loglikelihood) for info in dead], np.float64),
+        np.stack([step.log_likelihood for step in steps]).astype(np.float64),
+        np.stack([step.log_weight for step in steps]).astype(np.float64),
+        num_delete / num_live,
+    )
+    p_value, worst_p_value = insertion_p_values(
+        np.concatenate([step.insertion_rank for step in steps]).astype(np.float64), num_live
+    )
+    return NestedResult(
+        samples=samples,
+        logZ=float(np.mean(volumes)),
+        logZ_err=float(np.std(volumes)),
+        importance_logZ=importance.logZ,
+        importance_logZ_err=importance.logZ_err,
+        num_calls=num_live + sum(int(np.sum(step.num_calls)) for step in steps),
+        acceptance=float(np.mean([step.acceptance for step in steps])),
+        unique_fraction=float(min(step.unique_fraction[0] for step in steps)),
+        insertion_p_value=p_value,
+        worst_insertion_p_value=worst_p_value,
+    )
+
+
+def _train(rng_key: Array, state: AdaptiveNSState, learner: Learner, num_rounds: Any = None) -> AdaptiveNSState:
+    """Train the flow on what lies above the lowest live point, and forget the largest weight of the one before."""
+    proposal: Any = state.inner_kernel_params["proposal"]
+    health: Any = state.inner_kernel_params["health"]
+    if num_rounds is None:
+        num_rounds = jnp.where(health.num_steps == 0, learner.first_rounds, 1)
+    contour = jnp.min(state.particles.loglikelihood)
+    proposal = learner.train(rng_key, proposal, _live(state.particles), contour, num_rounds)
+    health = health._replace(log_envelope=jnp.full_like(health.log_envelope, -jnp.inf))
+    return state._replace(inner_kernel_params={"proposal": proposal, "health": health})
+
+
+def _check(position: Any) -> tuple[int, int]:
+    """Number of live points and their dimension."""
+    leaves = jax.tree.leaves(position)
+    for leaf in leaves:
+        if not (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim >= 1):
+            raise TypeError(
+                f"`init` expected a PyTree of floating-point arrays with the live points along the first axis; got "
+                f"{leaf!r}. Discrete parameters cannot be moved by a flow."
+            )
+    sizes = {leaf.shape[0] for leaf in leaves}
+    if len(sizes) != 1:
+        raise ValueError(f"`init` expected leaves of equal length, the number of live points; got {sorted(sizes)}.")
+    return sizes.pop(), sum(leaf[0].size for leaf in leaves)
+
+
+def _of_vectors(init_state_fn: Callable, state: AdaptiveNSState) -> Callable:
+    """The state of one particle from a flat vector."""
+    _, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], state.particles.position))
+    return lambda x, loglikelihood_birth: init_state_fn(unravel(x), loglikelihood_birth=loglikelihood_birth)
+
+
+def _live(particles: StateWithLogLikelihood) -> Draws:
+    """Live points as draws of equal weight."""
+    x = flatten(particles.position)
+    return Draws(x, particles.loglikelihood.astype(x.dtype), jnp.zeros(len(x), x.dtype))
+
+
+def _unique_fraction(particles: StateWithLogLikelihood) -> Array:
+    """Share of distinct live points: copies have all coordinates in common, so the sum of these tells them apart."""
+    code = jnp.sort(jnp.sum(flatten(particles.position), axis=1))
+    return (1 + jnp.sum(jnp.diff(code) != 0).astype(code.dtype)) / len(code)
+
+
+def _largest_weight(draws: Draws, contour: Array) -> Array:
+    is_above = (draws.log_likelihood > contour) & ~jnp.isnan(draws.log_weight)
+    return jnp.max(jnp.where(is_above, draws.log_weight, -jnp.inf))
+
+
+def _newest(old: AdaptiveNSState, new: AdaptiveNSState, num_delete: int) -> Array:
+    """Log-likelihood of the particles that replaced the dead ones."""
+    _, target = delete_fn(old, num_delete)  # pyright: ignore[reportArgumentType]
+    return new.particles.loglikelihood[target]
+
+
+def _insertion_rank(key: Array, live: Array, contour: Array, new: Array) -> Array:
+    """Rank of each new log-likelihood among survivors and the new ones before it, at random among equals, over all."""
+    reference = jnp.concatenate([live, new])
+    earlier = jnp.arange(len(new)) < jnp.arange(len(new))[:, None]
+    counts = jnp.concatenate([jnp.broadcast_to(live > contour, (len(new), len(live))), earlier], axis=1)
+    below = jnp.sum(counts & (reference < new[:, None]), axis=1)
+    equal = jnp.sum(counts & (reference == new[:, None]), axis=1)
+    place = jax.random.uniform(key, new.shape, new.dtype) * (equal + 1).astype(new.dtype)
+    return (below.astype(new.dtype) + place) / (jnp.sum(counts, axis=1) + 1).astype(new.dtype)

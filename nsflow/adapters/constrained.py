@@ -1,0 +1,364 @@
+"""Inner kernels for blackjax: moves that leave the prior above a contour invariant, whatever the flow.
+
+A flow that fits badly costs acceptance, never the distribution: each move knows the exact density of what it proposes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple, final
+
+import jax
+import jax.numpy as jnp
+from blackjax.mcmc.slice import build_kernel as build_slice_kernel
+from blackjax.mcmc.slice import stepping_out
+from blackjax.ns.base import StateWithLogLikelihood
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from nsflow.online import Draws, Learner, Online
+
+
+class Health(NamedTuple):
+    """How the inner kernel has been doing; running means over about ten steps."""
+
+    acceptance: Array  # share of the flow's proposals that were accepted
+    unique_fraction: Array  # distinct live points over all live points
+    log_envelope: Array  # largest log-weight since the flow was trained, nats
+    num_steps: Array  # steps so far
+
+
+class Moves(NamedTuple):
+    """What an inner kernel did besides moving particles."""
+
+    acceptance: Float[Array, " num_delete"]
+    num_calls: Array  # likelihood evaluations for each new particle
+    draws: Draws  # what the flow proposed, with log prior / q; NaN in place of draws that were not made
+
+
+class Problem(NamedTuple):
+    """The problem on flat vectors, and how large a step is."""
+
+    learner: Learner
+    init_state: Callable[..., StateWithLogLikelihood]  # (vector, loglikelihood_birth) of one point
+    num_inner_steps: int
+    num_delete: int
+
+
+class AbstractInnerKernel(ABC):
+    """How the deleted particles are replaced."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        problem: Problem,
+        key: Array,
+        live: StateWithLogLikelihood,
+        contour: Array,
+        proposal: Online,
+        health: Health,
+    ) -> tuple[StateWithLogLikelihood, Moves]:
+        """Draw `num_delete` particles from the prior above the contour.
+
+        Parameters
+        ----------
+        problem
+            Likelihood, learner and sizes.
+        key
+            Random key.
+        live
+            All live points, of which the survivors lie above the contour.
+        contour
+            Log-likelihood to exceed, nats.
+        proposal
+            The flow.
+        health
+            How the kernel has been doing.
+
+        Returns
+        -------
+        The particles, and what was done.
+        """
+
+
+def flatten(position: Any) -> Array:
+    """Positions as an array, one row a particle."""
+    return jax.vmap(lambda leaf: ravel_pytree(leaf)[0])(position)
+
+
+@final
+@dataclass(frozen=True)
+class IndependenceMH(AbstractInnerKernel):
+    r"""Metropolis-Hastings with independent proposals from the flow.
+
+    .. math::
+        \alpha(x \to x') = \min\left\{1, \frac{\pi(x')\,q(x)}{\pi(x)\,q(x')}\right\} 1[L(x') > L^*] .
+
+    The proposals of all chains and steps are drawn and evaluated in one batch. Where a starting point has no density
+    under the flow the chain stays there, as it never could have been proposed.
+
+    References
+    ----------
+    Tierney (1994), "Markov chains for exploring posterior distributions", Section 2.3.2.
+    """
+
+    def __call__(
+        self,
+        problem: Problem,
+        key: Array,
+        live: StateWithLogLikelihood,
+        contour: Array,
+        proposal: Online,
+        health: Health,  # noqa: ARG002
+    ) -> tuple[StateWithLogLikelihood, Moves]:
+        """Move chains from random survivors; take the last state of each."""
+        num_chains, num_steps = problem.num_delete, problem.num_inner_steps
+        key_start, key_draw, key_accept = jax.random.split(key, 3)
+        start = _survivors(key_start, live, contour, num_chains)
+        proposed, draws = _propose(problem, key_draw, proposal, num_steps * num_chains)
+        log_weight = jnp.where(draws.log_likelihood > contour, draws.log_weight, -jnp.inf)
+        log_uniform = jnp.log(jax.random.uniform(key_accept, (num_steps, num_chains), log_weight.dtype))
+        by_step = jax.tree.map(lambda a: a.reshape(num_steps, num_chains, *a.shape[1:]), (proposed, log_weight))
+
+        def step(carry: Any, inputs: Any) -> tuple[Any, Array]:
+            state, log_weight = carry
+            (new, new_log_weight), log_uniform = inputs
+            is_accepted = log_uniform < new_log_weight - log_weight
+            return (_where(is_accepted, new, state), jnp.where(is_accepted, new_log_weight, log_weight)), is_accepted
+
+        carry = (start, _log_weight(problem, proposal, start, contour))
+        (last, _), is_accepted = jax.lax.scan(step, carry, (by_step, log_uniform))
+        calls = jnp.full(num_chains, num_steps, jnp.int32)
+        return last, Moves(jnp.mean(is_accepted, axis=0, dtype=log_weight.dtype), calls, draws)
+
+
+@final
+@dataclass(frozen=True)
+class LatentSlice(AbstractInnerKernel):
+    """Slice moves along random directions in the flow's latent space.
+
+    There the prior above a contour is nearly a ball, whatever its shape; blackjax's slice kernel does the rest. Each
+    step also draws `num_delete` points from the flow, for the evidence's second estimate and for its training.
+
+    Parameters
+    ----------
+    max_expansions
+        Cap on the expansions of a slice.
+    max_shrinkage
+        Cap on its shrinkage.
+
+    References
+    ----------
+    Neal (2003), "Slice sampling", Sections 4 and 5.
+    """
+
+    max_expansions: int = 10
+    max_shrinkage: int = 100
+
+    def __call__(
+        self,
+        problem: Problem,
+        key: Array,
+        live: StateWithLogLikelihood,
+        contour: Array,
+        proposal: Online,
+        health: Health,  # noqa: ARG002
+    ) -> tuple[StateWithLogLikelihood, Moves]:
+        """Move chains from random survivors; take the last state of each."""
+        key_start, key_draw, key_move = jax.random.split(key, 3)
+        start = _survivors(key_start, live, contour, problem.num_delete)
+        _, draws = _propose(problem, key_draw, proposal, problem.num_delete)
+        last, acceptance, calls = self.move(problem, key_move, start, contour, proposal, problem.num_inner_steps)
+        return last, Moves(acceptance, calls + 1, draws)
+
+    def move(
+        self,
+        problem: Problem,
+        key: Array,
+        start: StateWithLogLikelihood,
+        contour: Array,
+        proposal: Online,
+        num_steps: int,
+    ) -> tuple[StateWithLogLikelihood, Array, Array]:
+        """Make slice moves from given particles; return these, the share that moved, and the calls."""
+        learner = problem.learner
+        slice_kernel = build_slice_kernel(stepping_out, self.max_expansions, self.max_shrinkage)
+
+        def at(z: Array) -> _Latent:
+            x, log_q = jax.tree.map(lambda a: a[0], learner.push(proposal, z[None]))
+            particle = problem.init_state(x, loglikelihood_birth=contour)
+            # The prior's density on the base space, relative to the base's.
+            log_density = particle.logdensity - log_q + learner.base.log_prob(z)
+            return _Latent(z, jnp.where(jnp.isnan(log_density), -jnp.inf, log_density), particle)
+
+        def along(rng_key: Array, position: Array, _: Any) -> Callable:
+            direction = jax.random.normal(rng_key, position.shape, position.dtype)
+            direction = 2 * direction / jnp.linalg.norm(direction)
+
+            def slice_fn(t: Array) -> tuple[_Latent, Array]:
+                candidate = at(position + t * direction)
+                return candidate, candidate.particle.loglikelihood > contour
+
+            return slice_fn
+
+        def chain(key: Array, start: _Latent) -> tuple[_Latent, tuple[Array, Array]]:
+            def step(state: _Latent, key: Array) -> tuple[_Latent, tuple[Array, Array]]:
+                state, info = slice_kernel(key, state, None, along)  # pyright: ignore[reportArgumentType]
+                return state, (info.is_accepted, info.num_expansions + info.num_shrink + 2)
+
+            return jax.lax.scan(step, start, jax.random.split(key, num_steps))
+
+        x = flatten(start.position)
+        z, log_q = learner.pull(proposal, x)
+        log_density = start.logdensity - log_q + jax.vmap(learner.base.log_prob)(z)
+        has_inverse = ~jnp.isnan(log_density)
+        latent = _Latent(z, log_density, start)
+        last, (is_accepted, calls) = jax.vmap(chain)(jax.random.split(key, len(x)), latent)
+        # What did not move keeps its own coordinates, not those of a way there and back.
+        moved = has_inverse & jnp.any(is_accepted, axis=1)
+        acceptance = jnp.mean(is_accepted, axis=1, dtype=x.dtype)
+        return _where(moved, last.particle, start), acceptance, jnp.sum(calls, axis=1).astype(jnp.int32)
+
+
+@final
+@dataclass(frozen=True)
+class Mixture(AbstractInnerKernel):
+    """Independent proposals, followed by slice moves while these are rejected too often.
+
+    The choice rests on earlier steps alone, so both ways leave the constrained prior invariant.
+
+    Parameters
+    ----------
+    independent
+        The first kernel.
+    local
+        The second.
+    num_slices
+        Slice moves of one chain; the dimension if left out.
+    min_acceptance
+        Share of accepted proposals below which the slices are made.
+    min_unique
+        Share of distinct live points below which they are made.
+    """
+
+    independent: IndependenceMH = field(default_factory=IndependenceMH)
+    local: LatentSlice = field(default_factory=LatentSlice)
+    num_slices: int | None = None
+    min_acceptance: float = 0.15
+    min_unique: float = 0.8
+
+    def __call__(
+        self,
+        problem: Problem,
+        key: Array,
+        live: StateWithLogLikelihood,
+        contour: Array,
+        proposal: Online,
+        health: Health,
+    ) -> tuple[StateWithLogLikelihood, Moves]:
+        """Move chains from random survivors; take the last state of each."""
+        key_independent, key_local = jax.random.split(key)
+        particles, moves = self.independent(problem, key_independent, live, contour, proposal, health)
+        num_slices = self.num_slices or proposal.flow.num_dims
+
+        def slices() -> tuple[StateWithLogLikelihood, Array]:
+            moved, _, calls = self.local.move(problem, key_local, particles, contour, proposal, num_slices)
+            return moved, calls
+
+        is_poor = (health.acceptance < self.min_acceptance) | (health.unique_fraction < self.min_unique)
+        particles, calls = jax.lax.cond(is_poor, slices, lambda: (particles, jnp.zeros_like(moves.num_calls)))
+        return particles, moves._replace(num_calls=moves.num_calls + calls)
+
+
+@final
+@dataclass(frozen=True)
+class Rejection(AbstractInnerKernel):
+    r"""Rejection sampling: accept a draw with probability w / M, w = prior / q.
+
+    M is the largest weight of the live points and of all draws since the flow was trained. New particles owe nothing
+    to old ones. At most `num_inner_steps` batches of `num_delete` draws are made; what is missing then are survivors,
+    which the share of unique points shows.
+    """
+
+    def __call__(
+        self,
+        problem: Problem,
+        key: Array,
+        live: StateWithLogLikelihood,
+        contour: Array,
+        proposal: Online,
+        health: Health,
+    ) -> tuple[StateWithLogLikelihood, Moves]:
+        """Fill the places of the deleted particles."""
+        size, num_batches = problem.num_delete, problem.num_inner_steps
+        key_start, key_loop = jax.random.split(key)
+        live_weights = _log_weight(problem, proposal, live, contour)
+        is_known = (live.loglikelihood > contour) & (live_weights < jnp.inf)
+        envelope = jnp.maximum(health.log_envelope, jnp.max(jnp.where(is_known, live_weights, -jnp.inf)))
+        dtype = envelope.dtype
+        blank = Draws(
+            jnp.zeros((num_batches, size, proposal.flow.num_dims), dtype),
+            jnp.zeros((num_batches, size), dtype),
+            jnp.full((num_batches, size), jnp.nan, dtype),
+        )
+
+        def is_unfilled(carry: Any) -> Array:
+            i, num_filled, *_ = carry
+            return (num_filled < size) & (i < num_batches)
+
+        def one_batch(carry: Any) -> Any:
+            i, num_filled, particles, record = carry
+            key_draw, key_accept = jax.random.split(jax.random.fold_in(key_loop, i))
+            proposed, draws = _propose(problem, key_draw, proposal, size)
+            log_uniform = jnp.log(jax.random.uniform(key_accept, (size,), dtype))
+            is_accepted = (draws.log_likelihood > contour) & (log_uniform < draws.log_weight - envelope)
+            # Places beyond the last are dropped, and so are the rejected.
+            place = jnp.where(is_accepted, num_filled + jnp.cumsum(is_accepted) - 1, size)
+            particles = jax.tree.map(lambda old, new: old.at[place].set(new, mode="drop"), particles, proposed)
+            record = jax.tree.map(lambda old, new: old.at[i].set(new), record, draws)
+            return i + 1, num_filled + jnp.sum(is_accepted), particles, record
+
+        start = (jnp.int32(0), jnp.zeros((), int), _survivors(key_start, live, contour, size), blank)
+        i, num_filled, particles, record = jax.lax.while_loop(is_unfilled, one_batch, start)
+        draws = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), record)
+        acceptance = jnp.full(size, (num_filled / (i * size)).astype(dtype))
+        return particles, Moves(acceptance, jnp.full(size, i), draws)
+
+
+class _Latent(NamedTuple):
+    """A particle with its place in the base space; blackjax's slice kernel reads the first two fields."""
+
+    position: Array
+    logdensity: Array
+    particle: StateWithLogLikelihood
+
+
+def _survivors(key: Array, live: StateWithLogLikelihood, contour: Array, num: int) -> StateWithLogLikelihood:
+    """Random live points above the contour; random live points if all lie on it."""
+    is_above = live.loglikelihood > contour
+    share = jnp.where(jnp.any(is_above), is_above, True).astype(live.loglikelihood.dtype)
+    index = jax.random.choice(key, len(share), (num,), p=share / jnp.sum(share))
+    return jax.tree.map(lambda a: a[index], live)
+
+
+def _propose(problem: Problem, key: Array, proposal: Online, num: int) -> tuple[StateWithLogLikelihood, Draws]:
+    """Draw from the flow and evaluate; a draw without a density has weight zero."""
+    x, log_q = problem.learner.sample_and_log_prob(key, proposal, num)
+    proposed = jax.vmap(partial(problem.init_state, loglikelihood_birth=jnp.nan))(x)
+    log_weight = proposed.logdensity - log_q
+    log_weight = jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
+    return proposed, Draws(x, proposed.loglikelihood, log_weight)
+
+
+def _log_weight(problem: Problem, proposal: Online, state: StateWithLogLikelihood, contour: Array) -> Array:
+    """Log of prior over flow density; +inf where there is none, -inf for what must leave a plateau at the contour."""
+    _, log_q = problem.learner.pull(proposal, flatten(state.position))
+    log_weight = jnp.where(jnp.isnan(log_q), jnp.inf, state.logdensity - log_q)
+    return jnp.where(state.loglikelihood > contour, log_weight, -jnp.inf)
+
+
+def _where(condition: Array, new: Any, old: Any) -> Any:
+    """Choose rows of two trees."""
+    pick = lambda a, b: jnp.where(condition.reshape(-1, *(1,) * (a.ndim - 1)), a, b)  # noqa: E731
+    return jax.tree.map(pick, new, old)

@@ -1,0 +1,120 @@
+"""A flow that learns inside jit: exact densities, a ring of draws, and what it is taught by."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from nsflow.flow import Flow
+from nsflow.online import Draws, Learner, _training_set
+from nsflow.precision import standard_promotion
+from nsflow.velocity import Architecture
+
+SMALL = Learner(architecture=Architecture(16, 1, (), (1.0,)), num_steps=50, first_rounds=10, batch_size=128)
+
+
+def live(key, num, num_dims=2):
+    """Uniform points in a square."""
+    x = jax.random.uniform(key, (num, num_dims), jnp.float32)
+    return Draws(x, jnp.sum(x, axis=1), jnp.zeros(num, jnp.float32))
+
+
+def bend(x):
+    """Height over the middle of a curved band."""
+    return x[:, 1] - 2 * (2 * x[:, 0] - 1) ** 2
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A flow that has learned a band of height 0.4 around a parabola."""
+    points = live(jax.random.key(0), 2000)
+    x = points.x.at[:, 1].set(0.4 * points.x[:, 1] - bend(points.x.at[:, 1].set(0)))
+    points = points._replace(x=x)
+    online = jax.jit(SMALL.init)(jax.random.key(1), points)
+    return standard_promotion(jax.jit(SMALL.train))(jax.random.key(2), online, points, -jnp.inf, 10)
+
+
+def test_untrained_flow_is_the_whitened_base():
+    points = live(jax.random.key(0), 500)
+    online = jax.jit(SMALL.init)(jax.random.key(1), points)
+    x, log_q = SMALL.sample_and_log_prob(jax.random.key(3), online, 20_000)
+    assert np.mean(np.asarray(x), axis=0) == pytest.approx(np.mean(np.asarray(points.x), axis=0), abs=0.01)
+    assert int(online.flow.num_steps) == 0
+    assert not np.any(np.isnan(log_q))
+
+
+def test_training_gains_on_held_out_points_and_the_density_integrates_to_one(trained):
+    assert float(trained.gain) > 0.2
+    x, log_q = jax.jit(SMALL.sample_and_log_prob, static_argnums=2)(jax.random.key(3), trained, 20_000)
+    x = np.asarray(x)
+    inside = (x[:, 0] > 0.1) & (x[:, 0] < 0.9) & (bend(x) > 0.1) & (bend(x) < 0.3)
+    weights = np.where(inside, np.exp(-np.asarray(log_q, np.float64)), 0)
+    # An area of 0.8 x 0.2 by importance: false-alarm rate 1e-4.
+    error = np.std(weights) / np.sqrt(len(weights))
+    assert abs(np.mean(weights) - 0.16) < 3.9 * error
+    assert error < 0.01
+
+
+def test_density_of_draws_is_that_of_the_inverse(trained):
+    x, log_q = jax.jit(SMALL.sample_and_log_prob, static_argnums=2)(jax.random.key(4), trained, 500)
+    z, log_prob = jax.jit(SMALL.pull)(trained, x)
+    assert np.asarray(log_prob) == pytest.approx(np.asarray(log_q), abs=1e-3)
+    assert np.asarray(jax.jit(SMALL.push)(trained, z)[0]) == pytest.approx(np.asarray(x), abs=1e-3)
+
+
+def test_a_map_that_folds_gives_nan_and_no_density(trained):
+    folded = Flow.from_velocity(lambda t, x: 40 * jnp.sin(9 * x), 2, num_steps=1)
+    folded = replace(folded, mean=jnp.zeros(2, jnp.float32), scale=jnp.eye(2, dtype=jnp.float32))
+    _, log_q = jax.jit(SMALL.sample_and_log_prob, static_argnums=2)(
+        jax.random.key(0), trained._replace(flow=folded), 500
+    )
+    assert np.mean(np.isnan(log_q)) > 0.5
+
+
+def test_the_pool_forgets_the_oldest_draws():
+    points = live(jax.random.key(0), 40)
+    online = replace(SMALL, pool_size=2).init(jax.random.key(1), points)
+    for step in range(5):
+        online = SMALL.observe(
+            online, live(jax.random.key(step), 30)._replace(log_likelihood=jnp.full(30, float(step)))
+        )
+    kept = np.sort(np.asarray(online.pool.log_likelihood))
+    assert kept.tolist() == 20 * [2.0] + 30 * [3.0] + 30 * [4.0]
+
+
+def test_more_draws_than_the_pool_holds_keep_the_newest():
+    online = replace(SMALL, pool_size=1).init(jax.random.key(1), live(jax.random.key(0), 40))
+    draws = live(jax.random.key(2), 100)._replace(log_likelihood=jnp.arange(100, dtype=jnp.float32))
+    assert np.sort(np.asarray(SMALL.observe(online, draws).pool.log_likelihood)).tolist() == list(range(60, 100))
+
+
+def test_training_set_is_weighted_draws_above_the_contour_or_else_the_live_points():
+    points = live(jax.random.key(0), 100)
+    pool = live(jax.random.key(1), 1000)._replace(log_weight=jnp.full(1000, 3.0, jnp.float32))
+    x, weights = _training_set(pool, points, 1.0)
+    used = np.asarray(weights) > 0
+    assert used[:1000].tolist() == (np.asarray(pool.log_likelihood) > 1.0).tolist()
+    assert not used[1000:].any()
+    assert float(jnp.sum(weights)) == pytest.approx(1, abs=1e-5)
+    x, weights = _training_set(pool._replace(log_weight=jnp.full(1000, -jnp.inf, jnp.float32)), points, 1.0)
+    assert np.asarray(weights)[1000:] == pytest.approx(0.01, abs=1e-6)
+    assert np.all(np.isfinite(x))
+
+
+def test_training_on_weighted_draws_recovers_the_target():
+    """Draws from a wide normal, weighted to a uniform square; false-alarm rate 1e-4."""
+    x = jax.random.normal(jax.random.key(0), (16_000, 2), jnp.float32)
+    inside = jnp.all(jnp.abs(x) < 1, axis=1)
+    pool = Draws(x, jnp.zeros(16_000, jnp.float32), jnp.where(inside, 0.5 * jnp.sum(x**2, axis=1), -jnp.inf))
+    points = Draws(jnp.full((100, 2), 5.0, jnp.float32), jnp.ones(100, jnp.float32), jnp.zeros(100, jnp.float32))
+    online = replace(SMALL, pool_size=160).init(jax.random.key(1), points)._replace(pool=pool)
+    online = standard_promotion(jax.jit(SMALL.train))(jax.random.key(2), online, points, -1.0, 20)
+    x, log_q = jax.jit(SMALL.sample_and_log_prob, static_argnums=2)(jax.random.key(3), online, 4000)
+    inside = np.all(np.abs(np.asarray(x)) < 1, axis=1)
+    assert np.mean(inside) > 0.6
+    weights = np.exp(-np.asarray(log_q, np.float64)[inside])
+    resampled = np.asarray(x)[inside][np.random.default_rng(0).choice(inside.sum(), 1000, p=weights / weights.sum()), 0]
+    assert stats.kstest(resampled / 2 + 0.5, "uniform").pvalue > 1e-4
