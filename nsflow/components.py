@@ -9,7 +9,7 @@ from nsflow.flow import FlowInfo
 from nsflow.gaussian import Gaussian
 from nsflow.kernels import Kernels
 from nsflow.points import evidence_share, temper, truncate
-from nsflow.proposal import Mixture, Proposal, optimal_weights
+from nsflow.proposal import Mixture, Proposal, fewest, optimal_weights
 from nsflow.state import PRIOR, Phase, State
 from nsflow.surrogate import Surrogate
 from nsflow.thinning import MIN_CHANCE, Thinned, acceptance
@@ -54,7 +54,7 @@ def mix_levels(state: State, newest: Wide) -> Proposal:
     log_target = points.log_likelihood + points.log_prior
     log_Q = log_target - truncate(points.log_posterior_weights)
     weights = optimal_weights(log_q, log_target, log_Q, floor=np.zeros(len(gaussians)))
-    kept = weights > 0.01
+    kept = fewest(log_q, log_target, log_Q, weights)
     return Mixture(
         tuple(q for q, is_kept in zip(gaussians, kept, strict=True) if is_kept),
         tuple((weights[kept] / np.sum(weights[kept])).tolist()),

@@ -8,8 +8,11 @@ from jaxtyping import Array
 
 from nsflow.evidence import Evidence
 from nsflow.fresh import Batches
+from nsflow.points import truncate
 from nsflow.state import Phase, State, StepInfo, extend, learn
 from nsflow.thinning import at_most, expected_calls
+
+NUM_CHECKED = 1000  # training points at which the density of the frozen mixture is looked at
 
 
 def draw_frozen(key: Array, state: State) -> tuple[State, StepInfo]:
@@ -72,6 +75,36 @@ def _needs_training(frozen: Batches, estimate: Evidence) -> bool:
     # A few hundred draws of light tails have a k-hat of 0.5 by chance as often as not.
     is_heavy = (estimate.khat > 0.7 and share > 0.02) or (estimate.khat > 0.5 and share > 0.005 and num_calls > 4000)
     return bool(is_heavy or estimate.ess < 0.1 * num_calls)
+
+
+def unproposed(state: State, estimate: Evidence) -> float:
+    r"""Share of the evidence seen in training that lies where hardly any of the frozen draws can.
+
+    .. math:: \sum_i W_i \, 1\Bigl[\frac{f(x_i)}{Q(x_i)} > c \hat Z\Bigr], \qquad c = \max(100, \mathrm{ESS} / 50),
+
+    with the training points' posterior weights W. One draw there would carry the evidence of c ordinary ones. The
+    weights of the draws cannot tell, as those that would are not drawn: a funnel without its neck had a k-hat of 0.25.
+
+    Args:
+        state: A run with frozen draws.
+        estimate: The evidence of these.
+
+    Returns:
+        The share, zero if it is less than 0.01 beyond twice its error.
+    """
+    assert state.frozen is not None
+    log_weights = truncate(state.points.log_posterior_weights)
+    weights = np.exp(log_weights - np.logaddexp.reduce(log_weights))
+    ess = 1 / np.sum(weights**2)
+    # Systematic resampling: a thousand densities of a flow take a second.
+    places = (np.arange(NUM_CHECKED) + 0.5) / NUM_CHECKED
+    rows = np.searchsorted(np.cumsum(weights) / np.sum(weights), places)
+    counts = np.bincount(rows, minlength=len(weights))
+    points = state.points.select(counts > 0)
+    log_ratio = points.log_likelihood + points.log_prior - state.frozen.proposal.log_prob(points.x) - estimate.logZ
+    is_rare = log_ratio > np.log(max(100, estimate.ess / 50))
+    share = np.sum(counts[counts > 0][is_rare]) / NUM_CHECKED
+    return float(share) if share > 0.01 + 2 * np.sqrt(share / min(ess, NUM_CHECKED)) else 0.0
 
 
 def _restart(state: State) -> State:

@@ -6,7 +6,16 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from nsflow.components import MOST, allocate, broad_level, fit_surrogate, num_candidates, thin, train_posterior
+from nsflow.components import (
+    MOST,
+    allocate,
+    broad_level,
+    fit_surrogate,
+    has_kernels,
+    num_candidates,
+    thin,
+    train_posterior,
+)
 from nsflow.fresh import Batches
 from nsflow.proposal import MetaProposal, optimal_weights
 from nsflow.state import PRIOR, Phase, State, StepInfo, describe, extend, learn, no_batches
@@ -17,7 +26,7 @@ POOR = 0.25  # efficiency of a round below which more of them follow than planne
 LONGER = 4  # times the gradient steps then
 LEAST = 0.1  # share of a round for a component that proposed hardly any evidence in the last one
 PRIOR_FLOOR = 0.005  # least share of the prior in the frozen mixture: it bounds every weight
-BROAD_FLOOR = 0.02  # and of the broad level, which bounds them where the posterior has tails
+BROAD_FLOOR = 0.02  # and of the broad level, which bounds them where the posterior has tails; and of mixed levels
 
 
 def refine(key: Array, state: State) -> tuple[State, StepInfo]:
@@ -78,7 +87,8 @@ def _freeze(key: Array, state: State, pilot: Batches) -> State:
     state = state.add_trained(*(thin(k, state, fitted, q) for k, q in zip(keys, newest, strict=True)))
     broad = broad_level(state)
     candidates = sorted({PRIOR, broad, *state.modes, *state.newest})
-    floor = [PRIOR_FLOOR if k == PRIOR else BROAD_FLOOR if k == broad else 0.0 for k in candidates]
+    wide = {broad} if has_kernels(state) else {broad, *state.newest}
+    floor = [PRIOR_FLOOR if k == PRIOR else BROAD_FLOOR if k in wide else 0.0 for k in candidates]
     log_q = MetaProposal.of(state.components, candidates).log_prob_each(pilot.draws.x)
     # Per likelihood call, not per draw: thinned components have densities that sum to less than one.
     log_q = log_q - np.log([acceptance(state.components[k]) for k in candidates])

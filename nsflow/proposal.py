@@ -193,3 +193,34 @@ def optimal_weights(
         alpha = alpha * np.sqrt(q.T @ np.exp(log_ratio - np.max(log_ratio, initial=-np.inf)))
         alpha = np.maximum(alpha / np.sum(alpha), 1e-20)  # a component at zero could never return
     return floor + (1 - np.sum(floor)) * alpha
+
+
+def fewest(
+    log_q: Float[np.ndarray, "n j"],
+    log_target: Float[np.ndarray, " n"],
+    log_Q: Float[np.ndarray, " n"],
+    weights: Float[np.ndarray, " j"],
+) -> np.ndarray:
+    r"""Which components suffice: the heaviest ones whose second moment is within one per cent of all components'.
+
+    To leave out each component of a small weight is wrong where many of them share a region: without the levels of less
+    than 0.01, a funnel's neck with 0.04 of its evidence lay where the mixture's density was too low by :math:`e^{17}`.
+
+    Args:
+        log_q: Log-density of each component at each draw, nats.
+        log_target: Log of likelihood times prior at each draw, nats.
+        log_Q: Log-density of the mixture that the draws came from, nats.
+        weights: From :func:`optimal_weights`.
+
+    Returns:
+        Whether each component is kept, shape ``(j,)``.
+    """
+    order = np.argsort(-weights)
+    with np.errstate(divide="ignore"):
+        log_mixture = np.logaddexp.accumulate(log_q[:, order] + np.log(weights[order]), axis=1)
+    matters = (log_target > -np.inf) & (log_mixture[:, -1] > -np.inf)
+    log_moment = np.logaddexp.reduce((2 * log_target - log_Q)[matters, None] - log_mixture[matters], axis=0)
+    num_kept = np.argmax(log_moment <= log_moment[-1] + 0.01) + 1
+    is_kept = np.zeros(len(weights), bool)
+    is_kept[order[:num_kept]] = True
+    return is_kept

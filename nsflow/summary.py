@@ -7,6 +7,7 @@ from importlib.metadata import version
 import numpy as np
 
 from nsflow.evidence import Evidence, log_evidence
+from nsflow.frozen import unproposed
 from nsflow.results import Results
 from nsflow.state import Phase, State, StepInfo
 
@@ -70,6 +71,9 @@ def _alarms(state: State, estimate: Evidence) -> tuple[str, ...]:
         # A prior that is a large part of the mixture was chosen for it: the likelihood says little there.
         if share > max(0.05, 5 * num_draws[0] / sum(num_draws)):
             alarms.append(f"only the prior proposes {share:.0%} of the evidence: the flows miss it")
+        unproposed_share = unproposed(state, estimate)
+        if unproposed_share > 0:
+            alarms.append(f"{unproposed_share:.0%} of the evidence seen in training lies where hardly any draw can")
     missed = max((_lacks(r.estimate(), estimate) for r in state.rounds), default=0.0)
     if missed > 0:
         alarms.append(f"a posterior round missed {missed:.0%} of the evidence found later: more may be missing")

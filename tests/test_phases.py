@@ -232,6 +232,17 @@ def test_ladder_that_stops_below_a_spike_is_an_alarm():
     assert "30% of the evidence may lie above" in alarm
 
 
+@pytest.mark.parametrize("width", [0.2, 1.0])
+def test_training_points_that_no_draw_can_meet_are_an_alarm(width):
+    """N(0, 1) by draws of N(0, 0.2^2): weights above a hundred lie beyond 0.72."""
+    log_ratio = lambda x: np.log(width) + 0.5 * x**2 * (width**-2 - 1)  # noqa: E731
+    narrow = replace(FLOW, scale=np.array([[width]]))
+    state = freeze(state_of(flat, narrow), 0, 1000, num_batches=1)
+    expected = np.mean(log_ratio(state.points.x[:, 0]) > np.log(100))
+    assert frozen_phase.unproposed(state, evidence()) == pytest.approx(expected, abs=1e-9)
+    assert expected == (0 if width == 1 else pytest.approx(0.47, abs=0.15))  # 3 standard errors of 100 points
+
+
 def test_calls_are_what_is_planned_not_draws():
     state = state_of(flat, Thinned(FLOW, lambda x: np.zeros(len(x)), PRIOR, log_bound=0.0, acceptance=0.25))
     assert components.num_candidates(state, {0: 10, 1: 100}) == {0: 10, 1: 400}

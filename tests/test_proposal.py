@@ -12,7 +12,7 @@ from nsflow.flow import Flow
 from nsflow.gaussian import Gaussian
 from nsflow.kernels import Kernels
 from nsflow.prior import Prior
-from nsflow.proposal import MetaProposal, Mixture, PriorProposal, Proposal, log_prob, optimal_weights
+from nsflow.proposal import MetaProposal, Mixture, PriorProposal, Proposal, fewest, log_prob, optimal_weights
 
 FALSE_ALARM = 1e-5  # chance that a correct nsflow fails any one statistical test in this file
 
@@ -191,6 +191,18 @@ def test_draws_of_no_likelihood_and_components_of_no_density_do_no_harm():
     alpha = optimal_weights(log_q, log_target, log_Q, floor=np.zeros(3))
     assert alpha[2] == pytest.approx(0, abs=1e-9)
     assert alpha.sum() == pytest.approx(1)
+
+
+def test_small_weights_are_kept_where_they_are_all_there_is():
+    """A tenth of the target in a hundred parts of 0.001; a component that none of it needs goes."""
+    target = np.array([0.9, *np.full(100, 0.001), 0.0])
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(0, 1, 900), np.repeat(np.arange(10, 110), 1) + rng.normal(0, 0.1, 100)])
+    log_q = stats.norm.logpdf(x[:, None], [0, *range(10, 110), 0.5], [1, *np.full(100, 0.1), 1])
+    log_target = np.log(np.exp(log_q) @ target)
+    weights = optimal_weights(log_q, log_target, log_target, floor=np.zeros(102))
+    is_kept = fewest(log_q, log_target, log_target, weights)
+    assert is_kept.tolist() == [True] * 101 + [False]
 
 
 def test_mixture_draws_what_its_density_says():
