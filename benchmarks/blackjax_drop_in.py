@@ -3,8 +3,9 @@
     python benchmarks/blackjax_drop_in.py [--problems gauss-10,mixture-5] [--seeds 8] [--workers 1]
     python benchmarks/blackjax_drop_in.py --table      # only print what was measured
 
-1000 live points, 100 replaced at once, stop at logZ_live - logZ < -3; 5 d slice steps, and max(6, d) independent
-proposals. Each cell is one process and one line of `results/blackjax_drop_in.jsonl`; what is there is not repeated.
+1000 live points, 100 replaced at once, stop at logZ_live - logZ < -3; 5 d slice steps, and max(6, d) draws of the flow
+by a `Mixture`. Each cell is one process and one line of `results/blackjax_drop_in.jsonl`; what is there is not
+repeated.
 """
 
 import argparse
@@ -48,7 +49,9 @@ def run_cell(sampler: str, name: str, seed: int) -> dict[str, Any]:
     if sampler == "nss":
         algorithm = blackjax.nss(log_prior, log_likelihood, 5 * problem.dim, NUM_DELETE)
     else:
-        algorithm = nsflow_blackjax.as_top_level_api(log_prior, log_likelihood, max(6, problem.dim), NUM_DELETE)
+        algorithm = nsflow_blackjax.as_top_level_api(
+            log_prior, log_likelihood, max(6, problem.dim), NUM_DELETE, nsflow_blackjax.Mixture()
+        )
     key, key_init = jax.random.split(jax.random.key(seed))
     state = algorithm.init(jax.random.uniform(key_init, (NUM_LIVE, problem.dim)))
     step, dead, num_calls, first = jax.jit(algorithm.step), [], NUM_LIVE, 0.0

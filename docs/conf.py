@@ -7,4 +7,4 @@ html_theme = "furo"
 exclude_patterns = ["_build"]
 autodoc_typehints = "none"  # shapes are in the docstrings; jaxtyping's strings are not names that can be linked
 napoleon_google_docstring = True
-napoleon_numpy_docstring = False
+napoleon_numpy_docstring = True  # the adapter for blackjax, in the style of its readers

@@ -45,10 +45,10 @@ class Online(NamedTuple):
 class Learner:
     r"""How a flow learns the prior within a rising likelihood contour.
 
-    It is taught by the draws of its own past, weighted by prior over proposal density, not by the points that a
+    It is taught by draws of its own past, weighted by prior over proposal density, which are not the points that a
     sampler is about to move: a proposal fitted to these prefers their neighbourhood, and 8 steps of
-    Metropolis-Hastings then raised log Z of a 10-d Gaussian by 0.5 nats. Only where these draws have fewer effective
-    points than half the live points are the live points taken.
+    Metropolis-Hastings then raised log Z of a 10-d Gaussian by 0.5 nats. Where fewer of these draws than a quarter
+    of the number of live points are effective above the contour, those below it help out.
 
     Args:
         architecture: Size of the network; two layers of 64 without Fourier features if left out.
@@ -100,27 +100,27 @@ class Learner:
         return Online(flow, start(velocity), pool, jnp.int32(num_live), jnp.int32(2), jnp.zeros((), live.x.dtype))
 
     def observe(self, online: Online, draws: Draws) -> Online:
-        """Put draws in the place of the oldest."""
+        """Put draws in the place of the oldest; a log-weight of NaN is that of a draw that was not made."""
         size = len(online.pool.log_weight)
+        draws = draws._replace(log_weight=jnp.nan_to_num(draws.log_weight, nan=-jnp.inf, neginf=-jnp.inf))
         newest = jax.tree.map(lambda column: column[-size:], draws)
         index = (online.num_observed + jnp.arange(len(newest.log_weight))) % size
         pool = jax.tree.map(lambda old, new: old.at[index].set(new), online.pool, newest)
         return online._replace(pool=pool, num_observed=(online.num_observed + len(newest.log_weight)) % size)
 
-    def train(self, key: Array, online: Online, live: Draws, contour: Any, num_rounds: Any = 1) -> Online:
+    def train(self, key: Array, online: Online, contour: Any, num_rounds: Any = 1) -> Online:
         """Learn the prior above a contour, starting from the weights as they are.
 
         Args:
             key: JAX random key.
             online: The flow so far.
-            live: The live points, with a log-weight of zero.
             contour: Log-likelihood in nats that the points are to exceed.
             num_rounds: How many times `num_steps` gradient steps are made; may be traced.
 
         Returns:
             The flow, with new centre, scale, weights and number of integration steps.
         """
-        x, weights = _training_set(online.pool, live, contour)
+        x, weights = _training_set(online.pool, contour, len(online.pool.x) / self.pool_size / 4)
         mean, scale = _frame(x, weights)
         white = solve_triangular(scale, (x - mean[None]).T, lower=True).T
         is_held_out = jnp.arange(len(x)) % 10 == 0
@@ -177,28 +177,35 @@ class Learner:
         z, log_det = jnp.asarray(preimage.z), jnp.asarray(preimage.log_det)
         return z, jax.vmap(self.base.log_prob)(z) - log_det
 
+    def replicate(self, tree: Any) -> Any:
+        """Put arrays on all devices of the mesh: a function compiled for one device would be compiled again."""
+        return tree if self.mesh is None else jax.device_put(tree, self._sharding(PartitionSpec()))
+
     def _shard(self, points: Array) -> Array:
         if self.mesh is None:
             return points
-        return jax.lax.with_sharding_constraint(
-            points, NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names[0]))
-        )
+        return jax.lax.with_sharding_constraint(points, self._sharding(PartitionSpec(self.mesh.axis_names[0])))
+
+    def _sharding(self, spec: PartitionSpec) -> NamedSharding:
+        assert self.mesh is not None
+        # `jax.make_mesh` makes axes of explicit types; the compiler is to choose the shardings of all else.
+        return NamedSharding(Mesh(self.mesh.devices, self.mesh.axis_names), spec)
 
 
-def _training_set(pool: Draws, live: Draws, contour: Any) -> tuple[Array, Array]:
-    """Points and normalised weights: of the pool above the contour, or of the live points where it has too few."""
-    log_weight = jnp.where(pool.log_likelihood > contour, pool.log_weight, -jnp.inf)
+def _training_set(pool: Draws, contour: Any, min_ess: float) -> tuple[Array, Array]:
+    """Points with normalised weights: those above the contour, or the highest that have enough effective ones."""
+    is_above = pool.log_likelihood > contour
+    log_weight = jnp.where(is_above, pool.log_weight, -jnp.inf)
+    log_weight = jnp.where(jnp.any(log_weight > -jnp.inf), log_weight, pool.log_weight)
     # As `points.truncate`: no draw can be most of a training set.
-    cap = logsumexp(log_weight) - 0.5 * jnp.log(jnp.maximum(jnp.sum(log_weight > -jnp.inf), 1).astype(log_weight.dtype))
-    log_weight = jnp.minimum(log_weight, cap)
-    ess = jnp.exp(2 * logsumexp(log_weight) - logsumexp(2 * log_weight))
-    use_pool = ess > len(live.x) / 2
-    log_weight = jnp.concatenate(
-        [jnp.where(use_pool, log_weight, -jnp.inf), jnp.where(use_pool, -jnp.inf, live.log_weight)]
-    )
-    weights = jnp.exp(log_weight - logsumexp(log_weight))
-    x = jnp.concatenate([pool.x, live.x])
-    return jnp.where(weights[:, None] > 0, x, jnp.zeros_like(x)), weights
+    cap = logsumexp(log_weight) - 0.5 * jnp.log(jnp.sum(log_weight > -jnp.inf).astype(log_weight.dtype))
+    weights = jnp.exp(jnp.minimum(pool.log_weight, cap) - cap)
+    order = jnp.argsort(-pool.log_likelihood)
+    ess = jnp.cumsum(weights[order]) ** 2 / jnp.maximum(jnp.cumsum(weights[order] ** 2), jnp.finfo(weights.dtype).tiny)
+    lowest = pool.log_likelihood[order][jnp.argmax((ess >= min_ess) | (ess >= jnp.max(ess)))]
+    weights = jnp.where(is_above | (pool.log_likelihood >= lowest), weights, jnp.zeros_like(weights))
+    weights = weights / jnp.sum(weights)
+    return jnp.where(weights[:, None] > 0, pool.x, jnp.zeros_like(pool.x)), weights
 
 
 def _frame(x: Array, weights: Array) -> tuple[Array, Array]:

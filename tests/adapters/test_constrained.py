@@ -19,7 +19,8 @@ from nsflow.velocity import Architecture
 assert blackjax  # its import is slow; not within a test
 
 SMALL = Learner(architecture=Architecture(16, 1, (), (1.0,)), pool_size=1)
-NUM_LIVE, NUM_DELETE, NUM_STEPS = 6000, 3000, 4
+NUM_LIVE, NUM_DELETE, NUM_STEPS = 6000, 3000, 6
+NUM_TRAINING = 2  # of six draws, at a share of 0.3
 CENTRES, RADII = np.array([[-0.5, 0.0], [0.5, 0.2]]), np.array([0.3, 0.2])
 SMALLER = 4 / 13  # share of the smaller disc
 MAX_Z = 4.4  # false-alarm rate 1e-5 a number, 1e-3 for the file
@@ -137,7 +138,12 @@ def test_independent_proposals_of_a_good_flow_leave_the_start_behind():
     assert 0.35 < np.mean(moved) < 0.5
     assert 0.1 < np.mean(np.asarray(moves.acceptance)) < 0.16
     assert np.all(np.asarray(moves.num_calls) == NUM_STEPS)
-    assert len(moves.draws.log_weight) == NUM_STEPS * NUM_DELETE
+    assert len(moves.draws.log_weight) == NUM_TRAINING * NUM_DELETE
+
+
+def test_the_flow_learns_from_nothing_that_it_moved():
+    _, particles, moves = apply(IndependenceMH(), FLOWS["fitting"], seed=3)
+    assert not np.any(np.isin(np.asarray(particles.position)[:, 0], np.asarray(moves.draws.x)[:, 0]))
 
 
 def test_draws_estimate_the_mass_above_the_contour():
