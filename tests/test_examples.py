@@ -65,3 +65,17 @@ def test_diabetes_example_runs_and_agrees_with_gaussian_algebra(tmp_path):
     for name, row in (("diabetes", rows[0]), ("diabetes_five", rows[1])):
         assert f"{nsflow.load(tmp_path / name).logZ:.4f}" == row[0]
     assert (tmp_path / "diabetes.png").stat().st_size > 10_000
+
+
+def test_blackjax_example_runs_and_both_scripts_agree_with_gaussian_algebra():
+    command = [sys.executable, str(ROOT / "examples" / "blackjax_drop_in.py")]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    (exact,) = re.findall(r"exact log-evidence (-\d+\.\d+)", printed)
+    rows = np.array(re.findall(r"(-\d+\.\d+) \+- (\d+\.\d+) +-?\d+\.\d+ +(\d+) ", printed), float)
+    assert rows.shape == (2, 3)
+    (logZ, error, calls), (own_logZ, own_error, own_calls) = rows
+    for value, sigma in ((logZ, error), (own_logZ, own_error)):
+        assert abs(value - float(exact)) < stats.norm.isf(FALSE_ALARM / 4) * sigma
+    assert own_error < 0.3
+    assert own_calls < calls / 15
+    assert "ALARM" not in printed

@@ -265,7 +265,7 @@ class Mixture(AbstractInnerKernel):
     local: LatentSlice = field(default_factory=LatentSlice)
     num_slices: int = 2
     min_acceptance: float = 0.15
-    min_unique: float = 0.9
+    min_unique: float = 0.8
 
     def __call__(
         self,
