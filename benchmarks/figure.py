@@ -33,7 +33,7 @@ def main() -> None:
     figure, axes = plt.subplots(2, 3, figsize=(9, 6), sharex=True, sharey=True, layout="constrained")
     for axis, problem in zip(axes.flat, PANELS, strict=True):
         for i, (sampler, marker) in enumerate(MARKERS.items()):
-            means = sorted(np.mean(v, axis=0) for (p, s, _), v in cells.items() if (p, s) == (problem, sampler))
+            means = sorted(tuple(np.mean(v, axis=0)) for (p, s, _), v in cells.items() if (p, s) == (problem, sampler))
             if means:
                 axis.loglog(*np.transpose(means), marker, color=f"C{i}", linestyle="-", label=sampler)
         axis.axline((1e3, 1e3), (1e4, 1e4), color="0.7", linewidth=0.8)  # one call for each effective sample
