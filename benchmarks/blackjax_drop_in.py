@@ -89,6 +89,7 @@ def run_cell(sampler: str, name: str, seed: int) -> dict[str, Any]:
         "importance_err": result.importance_logZ_err,
         "acceptance": result.acceptance,
         "unique_fraction": result.unique_fraction,
+        "unproposed": result.unproposed,
         "insertion_p": result.insertion_p_value,
         "worst_insertion_p": result.worst_insertion_p_value,
         "alarms": result.alarms,
@@ -106,9 +107,9 @@ def table(rows: list[dict]) -> str:
         groups[row["problem"], row["sampler"]].append(row)
     lines = [
         "| problem | sampler | seeds | calls | of NSS's | mean error | scatter | mean pull | of the draws: mean error "
-        "| quoted | mean pull | acceptance | unique (min) | insertion p (min), worst stretch | alarms | wall s "
-        "| first step s | wall s at 1 ms a call |",
-        "|" + 18 * "---|",
+        "| quoted | mean pull | acceptance | unique (min) | unproposed (max) | insertion p (min), worst stretch "
+        "| alarms | wall s | first step s | wall s at 1 ms a call |",
+        "|" + 19 * "---|",
     ]
     for (name, sampler), group in sorted(groups.items()):
         get = lambda key, group=group: np.array([row.get(key, np.nan) for row in group], float)  # noqa: E731
@@ -121,13 +122,13 @@ def table(rows: list[dict]) -> str:
             f"| {np.mean(pull):+.2f} +- {error:.2f} "
         )
         if sampler == "nss":
-            line += 7 * "| "
+            line += 8 * "| "
         else:
             own = get("importance_error") / get("importance_err")
             line += (
                 f"| {np.mean(get('importance_error')):+.3f} | {np.mean(get('importance_err')):.3f} "
                 f"| {np.mean(own):+.2f} +- {error:.2f} | {np.mean(get('acceptance')):.2f} "
-                f"| {np.min(get('unique_fraction')):.2f} "
+                f"| {np.min(get('unique_fraction')):.2f} | {np.max(get('unproposed')):.3f} "
                 f"| {np.min(get('insertion_p')):.2g}, {np.min(get('worst_insertion_p')):.2g} "
                 f"| {sum(bool(row['alarms']) for row in group)} "
             )

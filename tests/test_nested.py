@@ -4,8 +4,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from nsflow.adapters.nested import NestedResult, column_names, importance_evidence, insertion_p_values, nested_samples
+from nsflow.adapters.nested import (
+    NestedResult,
+    column_names,
+    importance_evidence,
+    insertion_p_values,
+    nested_samples,
+    unproposed,
+)
 
 NUM_DIMS, WIDTH = 3, 0.05
 
@@ -51,6 +59,18 @@ def test_draws_that_were_not_made_do_not_count():
     )
 
 
+def test_particles_that_the_flow_cannot_propose_are_counted():
+    """Those where a normal flow of 0.4 the width has a hundredth of the density; none of a fitting flow."""
+    rng = np.random.default_rng(0)
+    x, contours = rng.normal(size=(20, 500)), np.full(20, -np.inf)
+    log_ratio = lambda x, width: np.log(width) - 0.5 * x**2 * (1 - width**-2)  # noqa: E731
+    for width, expected in ((1.0, 0.0), (0.4, 2 * stats.norm.sf(np.sqrt(2 * np.log(100 / 0.4) / (0.4**-2 - 1))))):
+        draws = width * rng.normal(size=(20, 500))
+        mass = np.mean(np.exp(log_ratio(draws, width)))
+        share = unproposed(contours, np.zeros((20, 500)), log_ratio(draws, width) - np.log(mass), log_ratio(x, width))
+        assert share == pytest.approx(expected, abs=0.03)
+
+
 def test_no_weight_at_all_is_no_evidence():
     none = np.full((3, 4), -np.inf)
     assert importance_evidence(np.full(5, -np.inf), np.zeros(3), none, none, 0.1) == (-np.inf, np.inf)
@@ -65,7 +85,7 @@ def test_insertion_ranks_that_are_biased_are_seen():
     assert insertion_p_values(ranks, 500)[1] < 1e-3
 
 
-RESULT = NestedResult(None, -1.0, 0.1, -1.0, 0.02, 100, 0.5, 0.95, 0.5, 0.5)
+RESULT = NestedResult(None, -1.0, 0.1, -1.0, 0.02, 100, 0.5, 0.95, 0.0, 0.5, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +93,7 @@ RESULT = NestedResult(None, -1.0, 0.1, -1.0, 0.02, 100, 0.5, 0.95, 0.5, 0.5)
     [
         ({"importance_logZ": -1.5}, "disagree"),
         ({"importance_logZ": np.nan}, "disagree"),
+        ({"unproposed": 0.05}, "5% of the particles"),
         ({"insertion_p_value": 1e-4}, "ranks"),
         ({"worst_insertion_p_value": 1e-4}, "ranks"),
         ({"unique_fraction": 0.4}, "40%"),

@@ -34,7 +34,9 @@ class Moves(NamedTuple):
 
     acceptance: Float[Array, " num_delete"]
     num_calls: Array  # likelihood evaluations for each new particle
-    draws: Draws  # what the flow learns from, with log prior / q; NaN in place of draws that were not made
+    draws: Draws  # what the flow drew, with log prior / q; NaN in place of draws that were not made
+    training_draws: Draws  # those of them that the flow learns from
+    log_weight_start: Array  # log prior / q where the chains start, nats; +inf where the flow has no density
 
 
 class Problem(NamedTuple):
@@ -135,7 +137,8 @@ class IndependenceMH(AbstractInnerKernel):
         start = _survivors(key_start, live, contour, num_chains)
         evaluated = _propose(problem, key_draw, proposal, problem.num_inner_steps * num_chains)
         proposed, draws = jax.tree.map(lambda a: a[: num_steps * num_chains], evaluated)
-        _, training_draws = jax.tree.map(lambda a: a[num_steps * num_chains :], evaluated)
+        _, all_draws = evaluated
+        training_draws = jax.tree.map(lambda a: a[num_steps * num_chains :], all_draws)
         log_weight = jnp.where(draws.log_likelihood > contour, draws.log_weight, -jnp.inf)
         log_uniform = jnp.log(jax.random.uniform(key_accept, (num_steps, num_chains), log_weight.dtype))
         by_step = jax.tree.map(lambda a: a.reshape(num_steps, num_chains, *a.shape[1:]), (proposed, log_weight))
@@ -146,10 +149,11 @@ class IndependenceMH(AbstractInnerKernel):
             is_accepted = log_uniform < new_log_weight - log_weight
             return (_where(is_accepted, new, state), jnp.where(is_accepted, new_log_weight, log_weight)), is_accepted
 
-        carry = (start, _log_weight(problem, proposal, start, contour))
-        (last, _), is_accepted = jax.lax.scan(step, carry, (by_step, log_uniform))
+        start_weight = _log_weight(problem, proposal, start, contour)
+        (last, _), is_accepted = jax.lax.scan(step, (start, start_weight), (by_step, log_uniform))
+        acceptance = jnp.mean(is_accepted, axis=0, dtype=log_weight.dtype)
         calls = jnp.full(num_chains, problem.num_inner_steps, jnp.int32)
-        return last, Moves(jnp.mean(is_accepted, axis=0, dtype=log_weight.dtype), calls, training_draws)
+        return last, Moves(acceptance, calls, all_draws, training_draws, start_weight)
 
 
 @final
@@ -189,7 +193,7 @@ class LatentSlice(AbstractInnerKernel):
         start = _survivors(key_start, live, contour, problem.num_delete)
         _, draws = _propose(problem, key_draw, proposal, problem.num_delete)
         last, acceptance, calls = self.move(problem, key_move, start, contour, proposal, problem.num_inner_steps)
-        return last, Moves(acceptance, calls + 1, draws)
+        return last, Moves(acceptance, calls + 1, draws, draws, _log_weight(problem, proposal, start, contour))
 
     def move(
         self,
@@ -337,11 +341,13 @@ class Rejection(AbstractInnerKernel):
             record = jax.tree.map(lambda old, new: old.at[i].set(new), record, draws)
             return i + 1, num_filled + jnp.sum(is_accepted), particles, record
 
-        start = (jnp.int32(0), jnp.zeros((), int), _survivors(key_start, live, contour, size), blank)
+        survivors = _survivors(key_start, live, contour, size)
+        start = (jnp.int32(0), jnp.zeros((), int), survivors, blank)
         i, num_filled, particles, record = jax.lax.while_loop(is_unfilled, one_batch, start)
         draws = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), record)
         acceptance = jnp.full(size, (num_filled / (i * size)).astype(dtype))
-        return particles, Moves(acceptance, jnp.full(size, i), draws)
+        log_weight_start = _log_weight(problem, proposal, survivors, contour)
+        return particles, Moves(acceptance, jnp.full(size, i), draws, draws, log_weight_start)
 
 
 class _Latent(NamedTuple):

@@ -12,6 +12,8 @@ NUM_VOLUMES = 1000  # simulated prior volumes behind the classical error
 SMALLEST_P = 1e-3  # of the insertion ranks
 LARGEST_PULL = 3.5  # between the two evidences
 LEAST_UNIQUE = 0.5  # share of distinct live points
+LARGEST_UNPROPOSED = 0.02  # share of live points where hardly any draw of the flow can lie
+RARE = 100.0  # ratio of the prior above a contour to the flow's density from which that is so
 
 
 class Evidence(NamedTuple):
@@ -39,6 +41,9 @@ class NestedResult:
         Mean share of accepted moves.
     unique_fraction
         Smallest share of distinct live points.
+    unproposed
+        Share of the particles where hardly any draw of the flow can lie, in the worst tenth of the run; the evidence of
+        the draws lacks as much or more.
     insertion_p_value, worst_insertion_p_value
         Of all insertion ranks, and of the worst stretch of as many as there are live points.
     num_dropped
@@ -56,6 +61,7 @@ class NestedResult:
     num_calls: int
     acceptance: float
     unique_fraction: float
+    unproposed: float
     insertion_p_value: float
     worst_insertion_p_value: float
     num_dropped: int = 0
@@ -67,6 +73,8 @@ class NestedResult:
         error = np.hypot(self.logZ_err, self.importance_logZ_err)
         if not abs(self.logZ - self.importance_logZ) <= LARGEST_PULL * error:
             alarms.append("the classical evidence and that of the flow's draws disagree")
+        if self.unproposed > LARGEST_UNPROPOSED:
+            alarms.append(f"{self.unproposed:.0%} of the particles lay where hardly any of the flow's draws can")
         if min(self.insertion_p_value, self.worst_insertion_p_value) < SMALLEST_P:
             alarms.append("insertion ranks are not uniform: make more inner steps")
         if self.unique_fraction < LEAST_UNIQUE:
@@ -156,6 +164,41 @@ def _shell(log_likelihood: np.ndarray, log_weight: np.ndarray, low: float, high:
     scaled = np.exp(terms - top)
     error = np.std(scaled) / np.sqrt(num_draws)
     return float(top + np.log(np.mean(scaled))), float(top + np.log(error)) if error > 0 else -np.inf
+
+
+def unproposed(
+    contours: Float[np.ndarray, " num_steps"],
+    log_likelihood: Float[np.ndarray, "num_steps n"],
+    log_weight: Float[np.ndarray, "num_steps n"],
+    log_weight_start: Float[np.ndarray, "num_steps num_delete"],
+) -> float:
+    r"""Largest share, over a few steps, of the particles that lie where hardly any draw of the flow can.
+
+    .. math:: \frac1m \sum_i 1\Bigl[\frac{\pi(x_i)}{q(x_i)\,\hat X} > 100\Bigr], \qquad
+        \hat X = \frac1N \sum_k \frac{\pi(x_k)}{q(x_k)} 1[L_k > L^*] ,
+
+    with particles i from the prior above a contour, of mass X, and draws k of the flow. The weights of the draws cannot
+    tell: those that would are not drawn.
+
+    Args:
+        contours: The contour of each step, nats.
+        log_likelihood: Of the draws of each step, nats.
+        log_weight: Log prior minus log flow density of each, nats; NaN where none was drawn.
+        log_weight_start: The same of some particles above the contour, +inf where the flow has no density.
+
+    Returns:
+        The share in the worst tenth of the run.
+
+    Example:
+        >>> unproposed(np.zeros(2), np.ones((2, 3)), np.zeros((2, 3)), np.log([[1.0, 500.0], [1.0, 1.0]]))
+        0.5
+    """
+    weights = np.where(log_likelihood > contours[:, None], np.exp(np.nan_to_num(log_weight, nan=-np.inf)), 0.0)
+    num_draws = np.maximum(np.sum(~np.isnan(log_weight), axis=1), 1)
+    with np.errstate(divide="ignore"):
+        log_mass = np.log(np.sum(weights, axis=1) / num_draws)
+    share = np.mean(log_weight_start > log_mass[:, None] + np.log(RARE), axis=1)
+    return float(max(np.mean(part) for part in np.array_split(share, min(10, len(share)))))
 
 
 def insertion_p_values(ranks: Float[np.ndarray, " n"], num_live: int) -> tuple[float, float]:

@@ -138,12 +138,13 @@ def test_independent_proposals_of_a_good_flow_leave_the_start_behind():
     assert 0.35 < np.mean(moved) < 0.5
     assert 0.1 < np.mean(np.asarray(moves.acceptance)) < 0.16
     assert np.all(np.asarray(moves.num_calls) == NUM_STEPS)
-    assert len(moves.draws.log_weight) == NUM_TRAINING * NUM_DELETE
+    assert len(moves.draws.log_weight) == NUM_STEPS * NUM_DELETE
+    assert len(moves.training_draws.log_weight) == NUM_TRAINING * NUM_DELETE
 
 
 def test_the_flow_learns_from_nothing_that_it_moved():
     _, particles, moves = apply(IndependenceMH(), FLOWS["fitting"], seed=3)
-    assert not np.any(np.isin(np.asarray(particles.position)[:, 0], np.asarray(moves.draws.x)[:, 0]))
+    assert not np.any(np.isin(np.asarray(particles.position)[:, 0], np.asarray(moves.training_draws.x)[:, 0]))
 
 
 def test_draws_estimate_the_mass_above_the_contour():
