@@ -89,7 +89,7 @@ def run_cell(sampler: str, name: str, seed: int) -> dict[str, Any]:
         "importance_err": result.importance_logZ_err,
         "acceptance": result.acceptance,
         "unique_fraction": result.unique_fraction,
-        "unproposed": result.unproposed,
+        "khat": result.khat,
         "insertion_p": result.insertion_p_value,
         "worst_insertion_p": result.worst_insertion_p_value,
         "alarms": result.alarms,
@@ -107,7 +107,7 @@ def table(rows: list[dict]) -> str:
         groups[row["problem"], row["sampler"]].append(row)
     lines = [
         "| problem | sampler | seeds | calls | of NSS's | mean error | scatter | mean pull | of the draws: mean error "
-        "| quoted | mean pull | acceptance | unique (min) | unproposed (max) | insertion p (min), worst stretch "
+        "| quoted | mean pull | k-hat (max) | acceptance | unique (min) | insertion p (min), worst stretch "
         "| alarms | wall s | first step s | wall s at 1 ms a call |",
         "|" + 19 * "---|",
     ]
@@ -127,8 +127,8 @@ def table(rows: list[dict]) -> str:
             own = get("importance_error") / get("importance_err")
             line += (
                 f"| {np.mean(get('importance_error')):+.3f} | {np.mean(get('importance_err')):.3f} "
-                f"| {np.mean(own):+.2f} +- {error:.2f} | {np.mean(get('acceptance')):.2f} "
-                f"| {np.min(get('unique_fraction')):.2f} | {np.max(get('unproposed')):.3f} "
+                f"| {np.mean(own):+.2f} +- {error:.2f} | {np.max(get('khat')):.2f} | {np.mean(get('acceptance')):.2f} "
+                f"| {np.min(get('unique_fraction')):.2f} "
                 f"| {np.min(get('insertion_p')):.2g}, {np.min(get('worst_insertion_p')):.2g} "
                 f"| {sum(bool(row['alarms']) for row in group)} "
             )

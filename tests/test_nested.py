@@ -4,16 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import stats
 
-from nsflow.adapters.nested import (
-    NestedResult,
-    column_names,
-    importance_evidence,
-    insertion_p_values,
-    nested_samples,
-    unproposed,
-)
+from nsflow.adapters.nested import NestedResult, column_names, importance_evidence, insertion_p_values, nested_samples
 
 NUM_DIMS, WIDTH = 3, 0.05
 
@@ -47,7 +39,7 @@ def test_constant_likelihood_has_the_evidence_of_its_value():
     evidence = importance_evidence(
         np.full_like(prior, -2.0), np.full_like(contours, -2.0), np.full_like(log_likelihood, -2.0), log_weight, 0.1
     )
-    assert evidence == (-2.0, 0.0)
+    assert evidence == (-2.0, 0.0, 0.0)
 
 
 def test_draws_that_were_not_made_do_not_count():
@@ -59,21 +51,19 @@ def test_draws_that_were_not_made_do_not_count():
     )
 
 
-def test_particles_that_the_flow_cannot_propose_are_counted():
-    """Those where a normal flow of 0.4 the width has a hundredth of the density; none of a fitting flow."""
-    rng = np.random.default_rng(0)
-    x, contours = rng.normal(size=(20, 500)), np.full(20, -np.inf)
-    log_ratio = lambda x, width: np.log(width) - 0.5 * x**2 * (1 - width**-2)  # noqa: E731
-    for width, expected in ((1.0, 0.0), (0.4, 2 * stats.norm.sf(np.sqrt(2 * np.log(100 / 0.4) / (0.4**-2 - 1))))):
-        draws = width * rng.normal(size=(20, 500))
-        mass = np.mean(np.exp(log_ratio(draws, width)))
-        share = unproposed(contours, np.zeros((20, 500)), log_ratio(draws, width) - np.log(mass), log_ratio(x, width))
-        assert share == pytest.approx(expected, abs=0.03)
-
-
 def test_no_weight_at_all_is_no_evidence():
     none = np.full((3, 4), -np.inf)
-    assert importance_evidence(np.full(5, -np.inf), np.zeros(3), none, none, 0.1) == (-np.inf, np.inf)
+    assert importance_evidence(np.full(5, -np.inf), np.zeros(3), none, none, 0.1)[:2] == (-np.inf, np.inf)
+
+
+def test_khat_tells_a_flow_that_is_too_narrow_from_one_that_fits():
+    """Weights of a normal flow of width s in a normal prior: 1 - s^2 is their tail's index."""
+    rng = np.random.default_rng(0)
+    contours, flat = np.full(14, -1.0), np.zeros((14, 2000))
+    for width, is_heavy in ((0.95, False), (0.5, True)):
+        x = width * rng.normal(size=(14, 2000))
+        log_weight = np.log(width) - 0.5 * x**2 * (1 - width**-2)
+        assert (importance_evidence(np.full(10, -1.0), contours, flat, log_weight, 0.1).khat > 0.5) == is_heavy
 
 
 def test_insertion_ranks_that_are_biased_are_seen():
@@ -85,7 +75,7 @@ def test_insertion_ranks_that_are_biased_are_seen():
     assert insertion_p_values(ranks, 500)[1] < 1e-3
 
 
-RESULT = NestedResult(None, -1.0, 0.1, -1.0, 0.02, 100, 0.5, 0.95, 0.0, 0.5, 0.5)
+RESULT = NestedResult(None, -1.0, 0.1, -1.0, 0.02, 100, 0.3, 0.5, 0.95, 0.5, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +83,7 @@ RESULT = NestedResult(None, -1.0, 0.1, -1.0, 0.02, 100, 0.5, 0.95, 0.0, 0.5, 0.5
     [
         ({"importance_logZ": -1.5}, "disagree"),
         ({"importance_logZ": np.nan}, "disagree"),
-        ({"unproposed": 0.05}, "5% of the particles"),
+        ({"khat": 0.6}, "k-hat = 0.60"),
         ({"insertion_p_value": 1e-4}, "ranks"),
         ({"worst_insertion_p_value": 1e-4}, "ranks"),
         ({"unique_fraction": 0.4}, "40%"),

@@ -36,7 +36,6 @@ from nsflow.adapters.nested import (
     importance_evidence,
     insertion_p_values,
     nested_samples,
-    unproposed,
 )
 from nsflow.online import Draws, Learner
 from nsflow.precision import standard_promotion
@@ -77,8 +76,6 @@ class UpdateInfo(NamedTuple):
         Of each draw of the flow, nats, shape ``(num_draws,)``.
     log_weight
         Log prior density minus log flow density of each, nats; -inf outside the prior, NaN where none was drawn.
-    log_weight_start
-        The same of the particles that the moves start from, shape ``(num_delete,)``; +inf where q has no density.
     """
 
     acceptance: Array
@@ -87,7 +84,6 @@ class UpdateInfo(NamedTuple):
     unique_fraction: Array
     log_likelihood: Array
     log_weight: Array
-    log_weight_start: Array
 
 
 @standard_promotion
@@ -217,7 +213,6 @@ def build_kernel(
             unique[None],
             moves.draws.log_likelihood,
             moves.draws.log_weight,
-            moves.log_weight_start,
         )
         params = {"proposal": proposal, "health": health}
         return new_state._replace(inner_kernel_params=params), NSInfo(info.particles, update_info)
@@ -335,14 +330,11 @@ def finalise(state: AdaptiveNSState, dead: Sequence[NSInfo]) -> NestedResult:
     samples = nested_samples(particles.position, particles.loglikelihood, particles.loglikelihood_birth)
     volumes = np.asarray(samples.logZ(NUM_VOLUMES))
     num_live, num_delete = len(state.particles.loglikelihood), len(steps[0].num_calls)
-    contours = np.array([np.max(info.particles.loglikelihood) for info in dead], np.float64)
-    log_likelihood = np.stack([step.log_likelihood for step in steps]).astype(np.float64)
-    log_weight = np.stack([step.log_weight for step in steps]).astype(np.float64)
     importance = importance_evidence(
         np.asarray(particles.loglikelihood[np.isnan(particles.loglikelihood_birth)], np.float64),
-        contours,
-        log_likelihood,
-        log_weight,
+        np.array([np.max(info.particles.loglikelihood) for info in dead], np.float64),
+        np.stack([step.log_likelihood for step in steps]).astype(np.float64),
+        np.stack([step.log_weight for step in steps]).astype(np.float64),
         num_delete / num_live,
     )
     p_value, worst_p_value = insertion_p_values(
@@ -355,11 +347,9 @@ def finalise(state: AdaptiveNSState, dead: Sequence[NSInfo]) -> NestedResult:
         importance_logZ=importance.logZ,
         importance_logZ_err=importance.logZ_err,
         num_calls=num_live + sum(int(np.sum(step.num_calls)) for step in steps),
+        khat=importance.khat,
         acceptance=float(np.mean([step.acceptance for step in steps])),
         unique_fraction=float(min(step.unique_fraction[0] for step in steps)),
-        unproposed=unproposed(
-            contours, log_likelihood, log_weight, np.stack([s.log_weight_start for s in steps]).astype(np.float64)
-        ),
         insertion_p_value=p_value,
         worst_insertion_p_value=worst_p_value,
         num_dropped=len(particles.loglikelihood) - len(samples),

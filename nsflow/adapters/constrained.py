@@ -36,7 +36,6 @@ class Moves(NamedTuple):
     num_calls: Array  # likelihood evaluations for each new particle
     draws: Draws  # what the flow drew, with log prior / q; NaN in place of draws that were not made
     training_draws: Draws  # those of them that the flow learns from
-    log_weight_start: Array  # log prior / q where the chains start, nats; +inf where the flow has no density
 
 
 class Problem(NamedTuple):
@@ -149,11 +148,11 @@ class IndependenceMH(AbstractInnerKernel):
             is_accepted = log_uniform < new_log_weight - log_weight
             return (_where(is_accepted, new, state), jnp.where(is_accepted, new_log_weight, log_weight)), is_accepted
 
-        start_weight = _log_weight(problem, proposal, start, contour)
-        (last, _), is_accepted = jax.lax.scan(step, (start, start_weight), (by_step, log_uniform))
-        acceptance = jnp.mean(is_accepted, axis=0, dtype=log_weight.dtype)
+        carry = (start, _log_weight(problem, proposal, start, contour))
+        (last, _), is_accepted = jax.lax.scan(step, carry, (by_step, log_uniform))
         calls = jnp.full(num_chains, problem.num_inner_steps, jnp.int32)
-        return last, Moves(acceptance, calls, all_draws, training_draws, start_weight)
+        acceptance = jnp.mean(is_accepted, axis=0, dtype=log_weight.dtype)
+        return last, Moves(acceptance, calls, all_draws, training_draws)
 
 
 @final
@@ -193,7 +192,7 @@ class LatentSlice(AbstractInnerKernel):
         start = _survivors(key_start, live, contour, problem.num_delete)
         _, draws = _propose(problem, key_draw, proposal, problem.num_delete)
         last, acceptance, calls = self.move(problem, key_move, start, contour, proposal, problem.num_inner_steps)
-        return last, Moves(acceptance, calls + 1, draws, draws, _log_weight(problem, proposal, start, contour))
+        return last, Moves(acceptance, calls + 1, draws, draws)
 
     def move(
         self,
@@ -341,13 +340,11 @@ class Rejection(AbstractInnerKernel):
             record = jax.tree.map(lambda old, new: old.at[i].set(new), record, draws)
             return i + 1, num_filled + jnp.sum(is_accepted), particles, record
 
-        survivors = _survivors(key_start, live, contour, size)
-        start = (jnp.int32(0), jnp.zeros((), int), survivors, blank)
+        start = (jnp.int32(0), jnp.zeros((), int), _survivors(key_start, live, contour, size), blank)
         i, num_filled, particles, record = jax.lax.while_loop(is_unfilled, one_batch, start)
         draws = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), record)
         acceptance = jnp.full(size, (num_filled / (i * size)).astype(dtype))
-        log_weight_start = _log_weight(problem, proposal, survivors, contour)
-        return particles, Moves(acceptance, jnp.full(size, i), draws, draws, log_weight_start)
+        return particles, Moves(acceptance, jnp.full(size, i), draws, draws)
 
 
 class _Latent(NamedTuple):

@@ -7,13 +7,14 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from nsflow.evidence import pareto_khat
+
 WINDOW = 0.7  # nats of compression that share the draws of one estimate
 NUM_VOLUMES = 1000  # simulated prior volumes behind the classical error
 SMALLEST_P = 1e-3  # of the insertion ranks
 LARGEST_PULL = 3.5  # between the two evidences
 LEAST_UNIQUE = 0.5  # share of distinct live points
-LARGEST_UNPROPOSED = 0.02  # share of live points where hardly any draw of the flow can lie
-RARE = 100.0  # ratio of the prior above a contour to the flow's density from which that is so
+LARGEST_KHAT = 0.5  # beyond it weights have an infinite variance
 
 
 class Evidence(NamedTuple):
@@ -21,6 +22,7 @@ class Evidence(NamedTuple):
 
     logZ: float  # nats
     logZ_err: float  # nats
+    khat: float  # tail index of the weights in each shell, averaged by its evidence
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,10 @@ class NestedResult:
         Likelihood evaluations, those of the first live points included.
     acceptance
         Mean share of accepted moves.
+    khat
+        Tail index of the weights of the flow's draws; beyond 0.5 these have an infinite variance.
     unique_fraction
         Smallest share of distinct live points.
-    unproposed
-        Share of the particles where hardly any draw of the flow can lie, in the worst tenth of the run; the evidence of
-        the draws lacks as much or more.
     insertion_p_value, worst_insertion_p_value
         Of all insertion ranks, and of the worst stretch of as many as there are live points.
     num_dropped
@@ -59,9 +60,9 @@ class NestedResult:
     importance_logZ: float
     importance_logZ_err: float
     num_calls: int
+    khat: float
     acceptance: float
     unique_fraction: float
-    unproposed: float
     insertion_p_value: float
     worst_insertion_p_value: float
     num_dropped: int = 0
@@ -73,8 +74,8 @@ class NestedResult:
         error = np.hypot(self.logZ_err, self.importance_logZ_err)
         if not abs(self.logZ - self.importance_logZ) <= LARGEST_PULL * error:
             alarms.append("the classical evidence and that of the flow's draws disagree")
-        if self.unproposed > LARGEST_UNPROPOSED:
-            alarms.append(f"{self.unproposed:.0%} of the particles lay where hardly any of the flow's draws can")
+        if self.khat > LARGEST_KHAT:
+            alarms.append(f"k-hat = {self.khat:.2f}: the flow's draws miss evidence, and their error is too small")
         if min(self.insertion_p_value, self.worst_insertion_p_value) < SMALLEST_P:
             alarms.append("insertion ranks are not uniform: make more inner steps")
         if self.unique_fraction < LEAST_UNIQUE:
@@ -88,6 +89,7 @@ class NestedResult:
             f"logZ           {self.logZ:.3f} +- {self.logZ_err:.3f} nats (live points)",
             f"               {self.importance_logZ:.3f} +- {self.importance_logZ_err:.3f} nats (the flow's draws)",
             f"calls          {self.num_calls}, acceptance {self.acceptance:.2f}, unique {self.unique_fraction:.2f}",
+            f"k-hat          {self.khat:.2f}, of the weights of the flow's draws",
             f"insertion test p = {self.insertion_p_value:.2g}, worst stretch {self.worst_insertion_p_value:.2g}",
         ]
         return "\n".join(lines + [f"ALARM          {alarm}" for alarm in self.alarms])
@@ -129,8 +131,8 @@ def importance_evidence(
     Examples
     --------
     >>> flat = np.zeros((4, 5))
-    >>> importance_evidence(np.zeros(10), np.full(4, -1.0), flat, flat, 0.1)
-    Evidence(logZ=0.0, logZ_err=0.0)
+    >>> importance_evidence(np.zeros(10), np.full(4, -1.0), flat, flat, 0.1)[:2]
+    (0.0, 0.0)
 
     References
     ----------
@@ -141,64 +143,32 @@ def importance_evidence(
     ends = ends if len(ends) else np.array([len(contours)])
     bounds = np.append(contours[ends - 1], np.inf)
     starts = np.append(0, ends[:-1])
-    parts = [_shell(prior_log_likelihood, np.zeros_like(prior_log_likelihood), -np.inf, bounds[0])]
+    shells = [_shell(prior_log_likelihood, np.zeros_like(prior_log_likelihood), -np.inf, bounds[0])]
     for start, end, low, high in zip(starts, ends, bounds[:-1], bounds[1:], strict=True):
         rows = slice(start, end)
-        parts.append(_shell(log_likelihood[rows].ravel(), log_weight[rows].ravel(), low, high))
-    log_means, log_errors = np.transpose(parts)
+        shells.append(_shell(log_likelihood[rows].ravel(), log_weight[rows].ravel(), low, high))
+    log_means, log_errors, khats = np.transpose(shells)
     logZ = float(np.logaddexp.reduce(log_means))
     if logZ == -np.inf:
-        return Evidence(-np.inf, np.inf)
-    return Evidence(logZ, float(np.exp(0.5 * np.logaddexp.reduce(2 * log_errors) - logZ)))
+        return Evidence(-np.inf, np.inf, np.nan)
+    error = float(np.exp(0.5 * np.logaddexp.reduce(2 * log_errors) - logZ))
+    # Too few weights for a tail have a k-hat of +inf, equal ones of -inf; neither may decide the average alone.
+    return Evidence(logZ, error, float(np.nansum(np.exp(log_means - logZ) * np.clip(khats, 0, 1))))
 
 
-def _shell(log_likelihood: np.ndarray, log_weight: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """Log of the evidence between two contours, and log of its standard error."""
+def _shell(log_likelihood: np.ndarray, log_weight: np.ndarray, low: float, high: float) -> tuple[float, float, float]:
+    """Log of the evidence between two contours, log of its standard error, and the tail of the weights above both."""
     is_drawn = ~np.isnan(log_weight)
     is_within = is_drawn & (log_likelihood > low) & (log_likelihood <= high)
     num_draws = np.sum(is_drawn)
     terms = np.where(is_within, log_likelihood + log_weight, -np.inf)[is_drawn]
     top = np.max(terms, initial=-np.inf)
     if top == -np.inf:
-        return -np.inf, -np.inf
+        return -np.inf, -np.inf, np.nan
     scaled = np.exp(terms - top)
     error = np.std(scaled) / np.sqrt(num_draws)
-    return float(top + np.log(np.mean(scaled))), float(top + np.log(error)) if error > 0 else -np.inf
-
-
-def unproposed(
-    contours: Float[np.ndarray, " num_steps"],
-    log_likelihood: Float[np.ndarray, "num_steps n"],
-    log_weight: Float[np.ndarray, "num_steps n"],
-    log_weight_start: Float[np.ndarray, "num_steps num_delete"],
-) -> float:
-    r"""Largest share, over a few steps, of the particles that lie where hardly any draw of the flow can.
-
-    .. math:: \frac1m \sum_i 1\Bigl[\frac{\pi(x_i)}{q(x_i)\,\hat X} > 100\Bigr], \qquad
-        \hat X = \frac1N \sum_k \frac{\pi(x_k)}{q(x_k)} 1[L_k > L^*] ,
-
-    with particles i from the prior above a contour, of mass X, and draws k of the flow. The weights of the draws cannot
-    tell: those that would are not drawn.
-
-    Args:
-        contours: The contour of each step, nats.
-        log_likelihood: Of the draws of each step, nats.
-        log_weight: Log prior minus log flow density of each, nats; NaN where none was drawn.
-        log_weight_start: The same of some particles above the contour, +inf where the flow has no density.
-
-    Returns:
-        The share in the worst tenth of the run.
-
-    Example:
-        >>> unproposed(np.zeros(2), np.ones((2, 3)), np.zeros((2, 3)), np.log([[1.0, 500.0], [1.0, 1.0]]))
-        0.5
-    """
-    weights = np.where(log_likelihood > contours[:, None], np.exp(np.nan_to_num(log_weight, nan=-np.inf)), 0.0)
-    num_draws = np.maximum(np.sum(~np.isnan(log_weight), axis=1), 1)
-    with np.errstate(divide="ignore"):
-        log_mass = np.log(np.sum(weights, axis=1) / num_draws)
-    share = np.mean(log_weight_start > log_mass[:, None] + np.log(RARE), axis=1)
-    return float(max(np.mean(part) for part in np.array_split(share, min(10, len(share)))))
+    khat = pareto_khat(log_weight[is_drawn & (log_likelihood > low)])
+    return float(top + np.log(np.mean(scaled))), float(top + np.log(error)) if error > 0 else -np.inf, khat
 
 
 def insertion_p_values(ranks: Float[np.ndarray, " n"], num_live: int) -> tuple[float, float]:

@@ -99,7 +99,6 @@ def test_calls_are_counted(runs, results):
     for (_, dead), result in zip(runs, results, strict=True):
         assert result.num_calls == 300 + len(dead) * 30 * 6
         assert dead[0].update_info.log_weight.shape == (30 * 6,)
-        assert dead[0].update_info.log_weight_start.shape == (30,)
         assert dead[0].update_info.acceptance.shape == dead[0].update_info.insertion_rank.shape == (30,)
 
 
