@@ -16,7 +16,6 @@ MIN_ABOVE = 0.02  # share of the evidence that may lie above the next contour at
 NEGLIGIBLE = 1e-15  # the same share, at which a ladder ends anywhere: a hundred Gaussian dimensions have a far top
 RESOLUTION = 1e-9  # latent size of the points above at which it does: an integrable pole of the likelihood has no top
 MAX_WAITS = 20  # batches without enough points above a plateau after which a ladder ends
-SPARSE = -4.0  # log of the smallest share of the prior mass that a level keeps where levels only look for a spike
 MIN_YIELD = 0.05  # share of a level's draws above its contour below which levels beyond the posterior are given up
 
 
@@ -24,8 +23,7 @@ def climb(key: Array, state: State) -> tuple[State, StepInfo]:
     """Raise the contour, train on the points above it, draw; or leave the ladder at its end."""
     settings, points = state.settings, state.points
     num_dims = state.problem.prior.num_dims
-    compression = (SPARSE, settings.compression[1]) if _has_posterior(state) else settings.compression
-    contour = next_contour(points, state.contours[-1], compression=compression, min_ess=_min_ess(state))
+    contour = next_contour(points, state.contours[-1], compression=settings.compression, min_ess=_min_ess(state))
     above = points.log_likelihood >= contour.log_likelihood
     few = np.sum(above) <= 2 * num_dims
     if (few and state.num_waits < MAX_WAITS) or (contour.ess < 0.25 * _min_ess(state) and state.num_waits < 2):
