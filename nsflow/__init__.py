@@ -1,5 +1,11 @@
 """Bayesian evidence and posteriors by nested sampling with flow-matching proposals."""
 
+from nsflow.energy import EnergyModel as EnergyModel
+from nsflow.estimator import AbstractEstimator as AbstractEstimator
+from nsflow.estimator import FlowEstimator as FlowEstimator
+from nsflow.estimator import GaussianEstimator as GaussianEstimator
+from nsflow.estimator import GaussianMixtureEstimator as GaussianMixtureEstimator
+from nsflow.estimator import KernelEstimator as KernelEstimator
 from nsflow.flow import Flow as Flow
 from nsflow.flow import fit as fit
 from nsflow.likelihood import HostLikelihood as HostLikelihood

@@ -2,18 +2,23 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import Any, ClassVar, final
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from nsflow.precision import standard_promotion
 
 LOG_2PI = math.log(2 * math.pi)
 
 
 class AbstractBase(ABC):
     """A distribution on R^d with zero mean, unit covariance or about that, in any dimension."""
+
+    is_white: ClassVar[bool] = True  # False for a base in the coordinates of the data, which are then not whitened
 
     @abstractmethod
     def sample(self, key: Array, num_samples: int, num_dims: int) -> Float[Array, "n d"]:
@@ -113,6 +118,39 @@ class EdgedBall(AbstractBase):
         """Scale r at which each coordinate of the ball has a variance of `inflation` squared."""
         log_mean_square = math.lgamma(0.5 + 1 / num_dims) - math.lgamma(0.5)
         return self.inflation * math.sqrt(num_dims * math.exp(-log_mean_square))
+
+
+@final
+@dataclass(frozen=True)
+class Given(AbstractBase):
+    """A distribution that exists already, in the coordinates of the data: the prior, another flow, anything.
+
+    Args:
+        draw: Called as ``draw(key, n)``, returns points of shape ``(n, d)``.
+        density: Called on points of shape ``(n, d)`` inside JAX transformations, returns log-densities of shape
+            ``(n,)`` in nats.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> from nsflow.prior import Prior
+        >>> prior = Prior({"a": dist.Uniform(-1, 1), "b": dist.Normal(0, 3)})
+        >>> base = Given(prior.latent_sample, prior.latent_log_prob)
+        >>> base.sample(jax.random.key(0), 5, 2).shape
+        (5, 2)
+    """
+
+    is_white: ClassVar[bool] = False
+    draw: Callable[[Array, int], Any]
+    density: Callable[[Any], Any]
+
+    def sample(self, key: Array, num_samples: int, num_dims: int) -> Float[Array, "n d"]:
+        """Draw points in float32, shape ``(n, d)``."""
+        return jnp.asarray(self.draw(key, num_samples), jnp.float32).reshape(num_samples, num_dims)
+
+    @standard_promotion
+    def log_prob(self, z: Float[Array, " d"]) -> Float[Array, ""]:
+        """Log-density of one point, nats."""
+        return jnp.asarray(self.density(z[None]))[0].astype(z.dtype)
 
 
 def _log_normaliser(num_dims: int) -> float:

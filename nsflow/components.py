@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from nsflow import flow, surrogate
-from nsflow.flow import FlowInfo
+from nsflow.flow import Flow, FlowInfo
 from nsflow.gaussian import Gaussian
 from nsflow.kernels import Kernels
 from nsflow.points import evidence_share, temper, truncate
@@ -64,16 +64,22 @@ def mix_levels(state: State, newest: Wide) -> Proposal:
 def train_posterior(
     key: Array, state: State, x: Float[np.ndarray, "n d"], log_weights: Float[np.ndarray, " n"], training: Training
 ) -> tuple[list[Proposal], FlowInfo | None]:
-    """Fit kernels or a Gaussian, thinned by a surrogate of the likelihood; and a flow unless that is enough."""
+    """Fit kernels or a Gaussian, thinned by a surrogate of the likelihood; and a flow unless that is enough.
+
+    A proposal that the settings name stands in for all of them.
+    """
     key_surrogate, key_cheap, key_flow, key_thin, key_thin_flow = jax.random.split(key, 5)
     log_weights = temper(truncate(log_weights), 2.0 * x.shape[1])
     fitted = fit_surrogate(key_surrogate, state)
+    if state.settings.proposal is not None:
+        return [thin(key_thin, state, fitted, state.settings.proposal.fit(key_flow, x, log_weights))], None
     cheap = fit_cheap(key_cheap, state, x, log_weights)
     thinned = thin(key_thin, state, fitted, mix_levels(state, cheap) if isinstance(cheap, Wide) else cheap)
     if thinned.efficiency > (KERNELS_SUFFICE if has_kernels(state) else GAUSSIAN_SUFFICES):
         return [thinned], None
     new, info = flow.fit(key_flow, x, log_weights, training=training)
-    return [thinned, thin(key_thin_flow, state, fitted, Wide(new))], info
+    proposal = Wide(new) if isinstance(new, Flow) else new
+    return [thinned, thin(key_thin_flow, state, fitted, proposal)], info
 
 
 def fit_surrogate(key: Array, state: State) -> Surrogate:

@@ -14,9 +14,12 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from nsflow import train
+from nsflow.base import Normal
 from nsflow.gaussian import Gaussian, Preimage
 from nsflow.objective import FlowMatching
+from nsflow.ode import integrate
 from nsflow.precision import float64
+from nsflow.pushforward import Pushforward
 from nsflow.shapes import by_chunks, map_points
 from nsflow.train import Training, TrainingInfo
 from nsflow.velocity import Architecture, as_velocity
@@ -25,7 +28,9 @@ CHUNK = 256  # points evaluated at once, so that one compiled shape serves every
 MAX_NEWTON = 10  # steps after which a point counts as having no inverse
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("velocity", "mean", "scale", "num_steps"), meta_fields=())
+@partial(
+    jax.tree_util.register_dataclass, data_fields=("velocity", "mean", "scale", "num_steps"), meta_fields=("width",)
+)
 @dataclass(frozen=True)
 class Flow:
     r"""Distribution of :math:`x = \mu + L\,T(z)`, where z is standard normal and T solves an ODE in K steps.
@@ -47,6 +52,7 @@ class Flow:
         mean: Centre mu, shape ``(d,)``.
         scale: Lower triangular L, shape ``(d, d)``.
         num_steps: Number K of Runge-Kutta steps.
+        width: By how much T stretches z before the first step: the base of a path that does not start at unit width.
 
     Example:
         >>> flow = Flow.from_velocity(lambda t, x: -x, num_dims=2)
@@ -63,6 +69,7 @@ class Flow:
     mean: Any
     scale: Any
     num_steps: Any
+    width: float = 1.0
 
     @classmethod
     def from_velocity(cls, velocity: Callable[[Array, Array], Array], num_dims: int, *, num_steps: int = 8) -> "Flow":
@@ -201,32 +208,15 @@ def _scale(flow: Flow, x: Array) -> Array:
 
 
 def _push(flow: Flow, z: Array) -> Array:
-    return _integrate(flow, z, backwards=False)
+    return integrate(flow.velocity, _width(flow, z) * z, flow.num_steps, backwards=False)
 
 
 def _pull(flow: Flow, x: Array) -> Array:
-    return _integrate(flow, x, backwards=True)
+    return integrate(flow.velocity, x, flow.num_steps, backwards=True) / _width(flow, x)
 
 
-def _integrate(flow: Flow, x: Array, *, backwards: bool) -> Array:
-    """Classical Runge-Kutta steps over [0, 1], or from 1 back to 0."""
-    start, sign = (1.0, -1.0) if backwards else (0.0, 1.0)
-    h = sign / jnp.asarray(flow.num_steps, x.dtype)
-
-    nodes, weights = jnp.array([0, 0.5, 0.5, 1], x.dtype), jnp.array([1, 2, 2, 1], x.dtype) / 6
-
-    def step(i: Array, x: Array) -> Array:
-        t = start + i.astype(x.dtype) * h
-
-        def stage(j: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-            k, mean = state
-            k = flow.velocity(t + nodes[j] * h, x + nodes[j] * h * k)
-            return k, mean + weights[j] * k
-
-        # A loop over the stages, for the field is compiled once for it: a flow's inverse contains it four times.
-        return x + h * jax.lax.fori_loop(0, 4, stage, (jnp.zeros_like(x), jnp.zeros_like(x)))[1]
-
-    return jax.lax.fori_loop(0, flow.num_steps, step, x)
+def _width(flow: Flow, x: Array) -> Array:
+    return jnp.asarray(flow.width, x.dtype)
 
 
 def _invert(flow: Flow, x: Array, max_steps: Array) -> tuple[Array, Array, Array]:
@@ -281,12 +271,12 @@ def fit(
     log_weights: Float[Any, " n"] | None = None,
     *,
     training: Training = Training(),  # noqa: B008
-) -> tuple[Flow, FlowInfo]:
+) -> tuple[Flow | Pushforward, FlowInfo]:
     r"""Give a set of samples a distribution.
 
     The points are whitened by their weighted mean and Cholesky factor, a network learns the velocity that carries
-    N(0, I) to them by conditional flow matching, and the network is kept only if it beats the Gaussian on points held
-    out of the training.
+    N(0, I) to them, by conditional flow matching unless `training.objective` says otherwise, and the network is kept
+    only if it beats the Gaussian on points held out of the training.
 
     Args:
         key: JAX random key.
@@ -295,7 +285,8 @@ def fit(
         training: How to train.
 
     Returns:
-        ``(flow, info)``: a :class:`Flow` with ``sample``, ``log_prob`` and ``sample_and_log_prob``, and what happened.
+        ``(flow, info)``: a :class:`Flow`, or a :class:`nsflow.pushforward.Pushforward` of one where the objective has a
+        base of its own, and what happened. Both have ``sample``, ``log_prob`` and ``sample_and_log_prob``.
 
     Raises:
         ValueError: If the points are not a finite ``(n, d)`` array with more rows of positive weight than columns, or
@@ -310,38 +301,47 @@ def fit(
     """
     points, log_weights = _check(points, log_weights)
     key_split, key_init, key_train = jax.random.split(key, 3)
+    objective = training.objective or FlowMatching(training.path)
+    base = getattr(objective, "base", Normal())
     whole = Gaussian.fit(points, log_weights)
+    if not base.is_white:
+        whole = Gaussian(np.zeros_like(whole.mean), np.eye(whole.num_dims))
     white = whole.whiten(points)
     order = np.random.default_rng(np.asarray(jax.random.key_data(key_split))).permutation(len(points))
     num_held_out = min(CHUNK, int(training.held_out * len(points)))
     held_out, kept = order[:num_held_out], order[num_held_out:]
     weights = _normalise(log_weights[held_out])
 
+    def carried(flow: Flow) -> Any:
+        return flow if base == Normal() else Pushforward(flow, base)
+
     def score(flow: Flow) -> float:
         # A point without an inverse has no density; 100 nats below the rest is a price that no field would pay.
-        log_prob = np.asarray(flow.log_prob(white[held_out]))
+        log_prob = np.asarray(carried(flow).log_prob(white[held_out]))
         return float(weights @ np.nan_to_num(log_prob, nan=-100.0))
 
     num_dims = points.shape[1]
     architecture = training.architecture or Architecture.of_dims(num_dims)
-    velocity = architecture.init(key_init, num_dims, training.path)
-    gaussian = Flow(velocity, np.zeros(num_dims), np.eye(num_dims), np.int32(0))
-    flow = replace(gaussian, num_steps=np.int32(training.integration_steps or max(6, 24 // num_dims)))
-    velocity, info = train.fit(
+    field = objective.init(key_init, num_dims, architecture)
+    gaussian = Flow(objective.velocity(field), np.zeros(num_dims), np.eye(num_dims), np.int32(0))
+    num_steps = np.int32(training.integration_steps or max(6, 24 // num_dims))
+    flow = replace(gaussian, num_steps=num_steps, width=objective.path.width)
+    field, info = train.fit(
         key_train,
-        velocity,
+        field,
         white[kept],
         log_weights[kept],
-        objective=FlowMatching(training.path),
+        objective=objective,
         training=training,
-        score=lambda velocity: score(replace(flow, velocity=velocity)),
+        score=lambda field: score(replace(flow, velocity=objective.velocity(field))),
         score_now=score(gaussian),  # the untrained network is zero
     )
     best, log_prob = gaussian, info.scores[0]
     if info.best > 0:
-        best, log_prob = _refine(replace(flow, velocity=velocity), info.scores[info.best], score)
+        best, log_prob = _refine(replace(flow, velocity=objective.velocity(field)), info.scores[info.best], score)
     log_prob -= float(np.sum(np.log(np.diag(whole.scale))))
-    return replace(best, mean=whole.mean, scale=whole.scale), FlowInfo(info, int(best.num_steps) == 0, log_prob)
+    best = replace(best, mean=whole.mean, scale=whole.scale)
+    return carried(best), FlowInfo(info, int(best.num_steps) == 0, log_prob)
 
 
 def _refine(flow: Flow, best: float, score: Callable[[Flow], float]) -> tuple[Flow, float]:

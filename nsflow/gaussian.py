@@ -88,10 +88,14 @@ class Gaussian:
         """Map points back, with the log-determinant of the way forward."""
         return Preimage(self.whiten(x), np.full(len(x), np.sum(np.log(np.diag(self.scale)))))
 
+    def sample(self, key: Array, num_samples: int) -> np.ndarray:
+        """Draw points, ``(n, d)``."""
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+        return self.forward(rng.normal(size=(num_samples, self.num_dims)))
+
     def sample_and_log_prob(self, key: Array, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
         """Draw points, ``(n, d)``, with their log-density in nats."""
-        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-        x = self.forward(rng.normal(size=(num_samples, self.num_dims)))
+        x = self.sample(key, num_samples)
         return x, self.log_prob(x)
 
     def log_prob(self, x: Float[np.ndarray, "n d"]) -> np.ndarray:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nsflow.base import AbstractBase, Normal
+from nsflow.coupling import AbstractCoupling, Independent
 from nsflow.path import AbstractPath
 
 Velocity = Callable[[Array, Array], Array]
@@ -30,6 +31,35 @@ class AbstractObjective(ABC):
         Returns:
             The loss, a scalar.
         """
+
+
+class AbstractFlowObjective(AbstractObjective):
+    """An objective whose field, of whatever kind, is in the end a velocity: what a flow can be taught by."""
+
+    path: AbstractPath
+
+    def init(self, key: Array, num_dims: int, architecture: Any) -> Any:
+        """Untrained field; a velocity unless a subclass says otherwise.
+
+        Args:
+            key: JAX random key.
+            num_dims: Dimension d of the points.
+            architecture: Size of the network, a :class:`nsflow.velocity.Architecture`.
+
+        Returns:
+            A callable pytree.
+        """
+        return architecture.init(key, num_dims, self.path)
+
+    def velocity(self, field: Any) -> Any:
+        """The velocity of a field, a callable pytree; the field itself unless a subclass says otherwise."""
+        return field
+
+
+def stratified(key_t: Array, key_order: Array, size: int) -> Float[Array, " n"]:
+    """Times in [0, 1], one in each of `size` equal parts, in random order: the rows of a resample are in order."""
+    strata = (jnp.arange(size, dtype=jnp.float32) + jax.random.uniform(key_t, (size,), jnp.float32)) / size
+    return jax.random.permutation(key_order, strata)
 
 
 def flow_matching(
@@ -71,29 +101,29 @@ def flow_matching(
 
 @final
 @dataclass(frozen=True)
-class FlowMatching(AbstractObjective):
-    """Conditional flow matching with stratified times; rows are data points, paired with base draws at random.
+class FlowMatching(AbstractFlowObjective):
+    """Conditional flow matching with stratified times; rows are data points.
 
     Args:
         path: The path between base and data.
         base: Where the path starts.
+        coupling: How data points are paired with draws of the base.
     """
 
     path: AbstractPath
     base: AbstractBase = Normal()
+    coupling: AbstractCoupling = Independent()
 
     def __call__(self, key: Array, field: Velocity, rows: Float[Array, "n d"]) -> Float[Array, ""]:
         """Mean of `flow_matching` over the minibatch."""
         t, x0 = self.pair(key, rows)
+        x0 = self.coupling.pair(jax.random.fold_in(key, 1), x0, rows)
         return jnp.mean(jax.vmap(flow_matching, (None, None, 0, 0, 0))(field, self.path, t, x0, rows))
 
     def pair(self, key: Array, rows: Float[Array, "n d"]) -> tuple[Float[Array, " n"], Float[Array, "n d"]]:
         """Times and base draws for a minibatch."""
         key_t, key_order, key_x0 = jax.random.split(key, 3)
-        size = rows.shape[0]
-        strata = (jnp.arange(size, dtype=jnp.float32) + jax.random.uniform(key_t, (size,), jnp.float32)) / size
-        # The rows of a resample are in order, so the times must not be.
-        return jax.random.permutation(key_order, strata), self.base.sample(key_x0, *rows.shape)
+        return stratified(key_t, key_order, len(rows)), self.base.sample(key_x0, *rows.shape)
 
 
 @final

@@ -12,11 +12,19 @@ from jaxtyping import Array, Float
 class AbstractPath(ABC):
     r"""An affine path between independent ends, :math:`x_t = \alpha(t)\,x_1 + \sigma(t)\,x_0`.
 
-    Subclasses give the two coefficients, with :math:`\alpha(0) = \sigma(1) = 0` and
-    :math:`\alpha(1) = \sigma(0) = 1`; everything else follows from them.
+    Subclasses give the two coefficients; everything else follows from them. Interpolants have
+    :math:`\alpha(0) = \sigma(1) = 0` and :math:`\alpha(1) = \sigma(0) = 1`. Those of a diffusion only come near: their
+    :attr:`width` says how wide the base must be, and what is left of :math:`\sigma(1)` blurs the data.
+
+    With standard normal :math:`x_0` the means of the two ends given :math:`x_t` hold all that can be learned, and
+
+    .. math::
+        v = \dot\alpha\, E[x_1 \mid x_t] + \dot\sigma\, E[x_0 \mid x_t], \qquad
+        \nabla \log p_t = -E[x_0 \mid x_t] / \sigma .
 
     References:
-        Lipman et al. (2023), *Flow Matching for Generative Modeling*, Eq. 10 and Theorem 3.
+        Lipman et al. (2023), *Flow Matching for Generative Modeling*, Eq. 10 and Theorem 3; Albergo et al. (2023),
+        *Stochastic Interpolants*, Eq. 2.13, for the score.
     """
 
     @abstractmethod
@@ -62,6 +70,71 @@ class AbstractPath(ABC):
         (alpha, d_alpha), (sigma, d_sigma) = self._with_rates(t)
         return (alpha * d_alpha + sigma * d_sigma) / (alpha**2 + sigma**2) * x
 
+    @property
+    def width(self) -> float:
+        r"""Standard deviation of :math:`x_t` at t = 0 for whitened data, :math:`(\alpha^2 + \sigma^2)^{1/2}`."""
+        with jax.ensure_compile_time_eval():
+            start = jnp.zeros(())
+            return float(jnp.sqrt(self.alpha(start) ** 2 + self.sigma(start) ** 2))
+
+    def velocity_from_noise(
+        self, t: Float[Array, ""], x: Float[Array, " d"], noise: Float[Array, " d"]
+    ) -> Float[Array, " d"]:
+        r"""Velocity from the mean noise.
+
+        .. math:: v = \frac{\dot\alpha}{\alpha}\,x + \Bigl(\dot\sigma - \frac{\dot\alpha\sigma}{\alpha}\Bigr)
+            E[x_0 \mid x_t] .
+
+        Where the path holds no data yet, :math:`\alpha = 0`, the mean noise says nothing about the velocity: times
+        below 0.01 take the coefficients of 0.01.
+
+        Args:
+            t: Time in [0, 1].
+            x: Point on the path.
+            noise: Mean of :math:`x_0` there.
+
+        Returns:
+            The velocity, shape ``(d,)``.
+        """
+        (alpha, d_alpha), (sigma, d_sigma) = self._with_rates(jnp.maximum(t, jnp.asarray(0.01, t.dtype)))
+        return d_alpha / alpha * x + (d_sigma - d_alpha * sigma / alpha) * noise
+
+    def noise_from_velocity(
+        self, t: Float[Array, ""], x: Float[Array, " d"], velocity: Float[Array, " d"]
+    ) -> Float[Array, " d"]:
+        r"""Mean noise from the velocity, the inverse of :meth:`velocity_from_noise`.
+
+        .. math:: E[x_0 \mid x_t] = \frac{\alpha v - \dot\alpha x}{\alpha\dot\sigma - \dot\alpha\sigma} .
+
+        Args:
+            t: Time in [0, 1].
+            x: Point on the path.
+            velocity: Velocity there.
+
+        Returns:
+            The mean of :math:`x_0`, shape ``(d,)``.
+        """
+        (alpha, d_alpha), (sigma, d_sigma) = self._with_rates(t)
+        return (alpha * velocity - d_alpha * x) / (alpha * d_sigma - d_alpha * sigma)
+
+    def diffusion(self, t: Float[Array, ""]) -> Float[Array, ""]:
+        r"""Diffusion coefficient g of the forward process that has these marginals.
+
+        .. math:: g^2 = 2 \sigma \Bigl(\frac{\dot\alpha}{\alpha}\,\sigma - \dot\sigma\Bigr)
+            = -\,\sigma^2\,\frac{d}{dt} \log\frac{\sigma^2}{\alpha^2} .
+
+        Args:
+            t: Time in [0, 1]; infinite where :math:`\alpha = 0`.
+
+        Returns:
+            The coefficient, a scalar.
+
+        References:
+            Kingma et al. (2021), *Variational Diffusion Models*, Eq. 20 (their time runs from data to noise).
+        """
+        (alpha, d_alpha), (sigma, d_sigma) = self._with_rates(t)
+        return jnp.sqrt(2 * sigma * (d_alpha / alpha * sigma - d_sigma))
+
     def _with_rates(self, t: Float[Array, ""]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         one = jnp.ones_like(t)
         return jax.jvp(self.alpha, (t,), (one,)), jax.jvp(self.sigma, (t,), (one,))
@@ -70,7 +143,10 @@ class AbstractPath(ABC):
 @final
 @dataclass(frozen=True)
 class LinearPath(AbstractPath):
-    r"""Straight lines at constant speed, :math:`x_t = t\,x_1 + (1 - t)\,x_0`.
+    r"""Straight lines at constant speed, :math:`x_t = t\,x_1 + (1 - (1 - \sigma_{min})\,t)\,x_0`.
+
+    Args:
+        noise: Width :math:`\sigma_{min}` of the normal that blurs the data at t = 1.
 
     Example:
         >>> x_t, u_t = LinearPath().sample(jnp.array(0.25), jnp.zeros(2), jnp.ones(2))
@@ -78,8 +154,10 @@ class LinearPath(AbstractPath):
         ([0.25, 0.25], [1.0, 1.0])
 
     References:
-        Lipman et al. (2023), Eq. 20 with :math:`\sigma_{min} = 0`; Liu et al. (2023), *Flow Straight and Fast*, Eq. 1.
+        Lipman et al. (2023), Eq. 20; Liu et al. (2023), *Flow Straight and Fast*, Eq. 1.
     """
+
+    noise: float = 0.0
 
     def alpha(self, t: Float[Array, ""]) -> Float[Array, ""]:
         """Grow linearly."""
@@ -87,7 +165,7 @@ class LinearPath(AbstractPath):
 
     def sigma(self, t: Float[Array, ""]) -> Float[Array, ""]:
         """Fall linearly."""
-        return 1 - t
+        return 1 - (1 - self.noise) * t
 
 
 @final

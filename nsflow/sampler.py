@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from nsflow.estimator import AbstractEstimator
 from nsflow.frozen import draw_frozen, largest_batch
 from nsflow.ladder import climb, level_size
 from nsflow.likelihood import Likelihood, as_likelihood, check, evaluate, require_finite
@@ -101,6 +102,7 @@ def run(
     seed: int = 0,
     ess: int | float | None = None,
     max_calls: int | None = None,
+    proposal: AbstractEstimator | None = None,
     settings: Settings = Settings(),  # noqa: B008
 ) -> Results:
     r"""Compute evidence and posterior.
@@ -119,6 +121,8 @@ def run(
         seed: Seed of all random numbers: same seed, same bits.
         ess: Effective sample size to reach; `settings.ess` if left out.
         max_calls: Largest number of likelihood calls; `settings.max_calls` if left out.
+        proposal: What is fitted to the posterior and proposes, such as :class:`nsflow.GaussianMixtureEstimator`;
+            `settings.proposal` if left out, kernels, Gaussians and flows by default.
         settings: Further options.
 
     Returns:
@@ -141,8 +145,8 @@ def run(
         raise TypeError(f"`run` expected `settings` to be nsflow.Settings; got {settings!r}.")
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
         raise ValueError(f"`run` expected `seed` to be an integer from 0 to 2**32 - 1; got {seed!r}.")
-    given = {name: value for name, value in (("ess", ess), ("max_calls", max_calls)) if value is not None}
-    settings = replace(settings, **given)
+    given = {"ess": ess, "max_calls": max_calls, "proposal": proposal}
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
     num_prior = settings.num_first(prior.num_dims)
     if settings.max_calls < num_prior + 3:
         raise ValueError(

@@ -4,11 +4,12 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from nsflow.estimator import AbstractEstimator
 from nsflow.evidence import effective_sample_size
 from nsflow.flow import FlowInfo
 from nsflow.fresh import Batches, Fresh, pool
@@ -39,8 +40,11 @@ class Settings:
         max_rounds: Largest number of posterior rounds where most draws are still wasted; the last size is repeated.
         max_restarts: How often an alarm in the frozen phase leads back to training.
         training: How the flows of the posterior rounds are trained.
+        proposal: What proposes in the posterior rounds instead of kernels, a Gaussian and flows: a
+            :class:`nsflow.estimator.AbstractEstimator`. The prior, a broad level and scouted modes stay beside it.
 
     Raises:
+        TypeError: If `proposal` is not an estimator.
         ValueError: If a value is out of range.
 
     Example:
@@ -60,6 +64,7 @@ class Settings:
     max_rounds: int = 10
     max_restarts: int = 2
     training: Training = field(default_factory=Training)
+    proposal: Any = None  # an AbstractEstimator; its own message comes before a run-time checker's
 
     def __post_init__(self) -> None:
         """Refuse values that no run could use."""
@@ -75,6 +80,11 @@ class Settings:
             raise ValueError(f"`prior_share` expected a number in (0, 0.5]; got {self.prior_share!r}.")
         if not self.rounds or min(self.rounds) <= 0:
             raise ValueError(f"`rounds` expected at least one positive share of `ess`; got {self.rounds!r}.")
+        if self.proposal is not None and not isinstance(self.proposal, AbstractEstimator):
+            raise TypeError(
+                "`proposal` expected an nsflow.estimator.AbstractEstimator, which fits a density to weighted points; "
+                f"got {self.proposal!r}."
+            )
 
     def num_first(self, num_dims: int) -> int:
         """Draws from the prior at the start in so many dimensions."""

@@ -12,7 +12,7 @@ import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from nsflow.objective import AbstractObjective
+from nsflow.objective import AbstractFlowObjective, AbstractObjective
 from nsflow.path import AbstractPath, TrigonometricPath
 from nsflow.velocity import Architecture
 
@@ -23,6 +23,8 @@ class Training:
 
     Args:
         path: Probability path between base and data.
+        objective: What a flow is taught by: flow matching, score matching, action matching or maximum likelihood, with
+            a path of its own. Flow matching along `path` if left out.
         architecture: Size of the network; :meth:`Architecture.of_dims` if left out.
         num_steps: Largest number of gradient steps.
         batch_size: Rows in one step.
@@ -38,6 +40,7 @@ class Training:
     """
 
     path: AbstractPath = field(default_factory=TrigonometricPath)
+    objective: AbstractFlowObjective | None = None
     architecture: Architecture | None = None
     num_steps: int = 2000
     batch_size: int = 256

@@ -1,28 +1,16 @@
 """A flow or a Gaussian with a wider base: what training points missed lies around them, not among them."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float
 
 from nsflow.gaussian import Preimage
+from nsflow.pushforward import Map
 
 SHARES = (0.5, 0.3, 0.2)  # p_k of the normals
 DEVIATIONS = (0.0, 1.0, 3.0)  # m_k, by which their radii exceed the first's, in its deviations
-
-
-@runtime_checkable
-class Map(Protocol):
-    """A bijection from the standard normal to points; a flow and a Gaussian have one."""
-
-    @property
-    def num_dims(self) -> int: ...  # noqa: D102
-    @property
-    def scale(self) -> Float[np.ndarray, "d d"]: ...  # noqa: D102
-    def forward(self, z: Any) -> Any: ...  # noqa: D102
-    def inverse(self, x: Any) -> Preimage: ...  # noqa: D102
 
 
 @dataclass(frozen=True)

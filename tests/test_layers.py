@@ -12,8 +12,10 @@ ROOT = Path(nsflow.__file__).parent
 ORDER = (
     "precision", "shapes", "quantile", "parameter", "cube", "distribution", "prior",
     "batch", "host", "likelihood", "modes",
-    "gaussian", "base", "path", "objective", "velocity", "train", "flow", "surrogate", "online",
-    "kernels", "wide", "proposal", "thinning", "evidence", "points", "fresh", "state",
+    "gaussian", "base", "pushforward", "path", "schedule", "process", "coupling", "ode",
+    "objective", "score_matching", "action_matching", "maximum_likelihood", "velocity", "train", "flow",
+    "energy", "langevin", "sde", "surrogate", "online",
+    "evidence", "kernels", "wide", "proposal", "estimator", "thinning", "points", "fresh", "state",
     "components", "ladder", "scouting", "posterior", "frozen",
     "volumes", "files", "results", "summary", "sampler",
 )  # fmt: skip
@@ -23,9 +25,11 @@ HOMES = {
     "numpyro": {"quantile", "parameter", "cube", "distribution", "prior"},
     "anesthetic": {"results"},
     "pandas": {"results"},
+    "sklearn": {"estimator"},
+    "flowjax": set(),
     "blackjax": set(),
 }
-INSIDE_FUNCTIONS = {"anesthetic", "pandas"}  # importing them changes global state or takes a second
+INSIDE_FUNCTIONS = {"anesthetic", "pandas", "sklearn"}  # importing them changes global state or takes a second
 
 
 def imports(tree):
