@@ -2,10 +2,10 @@
 # # Two moons by every method
 #
 # One set of points, and every method of nsflow that gives points a distribution or draws more of them: a Gaussian, a
-# kernel density estimate, a mixture, a discrete flow; continuous flows by flow matching, score matching, action matching
-# and maximum likelihood; stochastic and Langevin dynamics along a learned score; an energy. The density that the points
-# come from is known, so each method is judged by what it says of points that it has not seen, and by where its own
-# draws lie.
+# kernel density estimate, a mixture, a discrete flow; continuous flows by flow matching, score matching, action
+# matching and maximum likelihood; stochastic and Langevin dynamics along a learned score; an energy. The density that
+# the points come from is known, so each method is judged by what it says of points that it has not seen, and by where
+# its own draws lie.
 #
 #     python examples/two_moons.py [--output chains] [--quick]
 
@@ -66,8 +66,8 @@ def true_log_prob(x):
 # %% [markdown]
 # ## Densities
 #
-# Each is fitted by `fit(key, points, log_weights)`, and then has `sample(key, n)` and `log_prob(x)`. The continuous flows
-# differ in nothing but what they are taught by.
+# Each is fitted by `fit(key, points, log_weights)`, and then has `sample(key, n)` and `log_prob(x)`. The continuous
+# flows differ in nothing but what they are taught by.
 
 # %%
 PROCESS = VariancePreserving()
@@ -100,8 +100,8 @@ def estimators(quick):
 # %% [markdown]
 # ## Dynamics
 #
-# A learned score drives stochastic processes as well, which have draws but no density: the reverse of the diffusion, the
-# same with Langevin corrections, and Langevin dynamics at falling noise. They take the field that denoising score
+# A learned score drives stochastic processes as well, which have draws but no density: the reverse of the diffusion,
+# the same with Langevin corrections, and Langevin dynamics at falling noise. They take the field that denoising score
 # matching has taught, in whitened coordinates.
 
 

@@ -17,6 +17,7 @@ from nsflow.score_matching import (
     Unweighted,
     denoising_score_matching,
     implicit_score_matching,
+    mean_noise,
     score,
 )
 from tests.marginals import MixtureOnPath
@@ -93,6 +94,7 @@ def test_score_of_the_mean_noise():
     target = MixtureOnPath(TrigonometricPath())
     t, x = jnp.array(T), jnp.array([0.3, -1.0])
     np.testing.assert_allclose(score(target.noise, target.path)(t, x), target.score(t, x), rtol=1e-12)
+    np.testing.assert_allclose(mean_noise(target.score, target.path)(t, x), target.noise(t, x), rtol=1e-12)
 
 
 def test_weightings():
