@@ -68,12 +68,12 @@ def fields(page: dict[str, Any]) -> Any:
     for row, name in zip(axes, ("flow matching", "denoising score matching"), strict=True):
         flow = page["fits"][name][0]
         white = np.linalg.solve(flow.scale, (page["points"] - flow.mean).T).T
-        for panel, t in zip(row[1:], (0.3, 0.6, 0.9), strict=True):
+        for panel, t in zip(row[1:], (0.5, 0.7, 0.9), strict=True):
             at = jnp.asarray(t, jnp.float32)
             x = float(path.alpha(at)) * white + float(path.sigma(at)) * rng.normal(size=white.shape)
             v = jax.vmap(lambda x, at=at, flow=flow: flow.velocity(at, x))(jnp.asarray(x[:250], jnp.float32))
             panel.scatter(*x.T, color="#c8d3de", s=2, linewidths=0)
-            # Arrows as long as the way that a point would go in a fifth of the time.
+            # Arrows as long as the way that a point would go in a quarter of the time.
             panel.quiver(
                 *x[:250].T,
                 *np.asarray(v).T,
@@ -81,9 +81,9 @@ def fields(page: dict[str, Any]) -> Any:
                 width=0.005,
                 angles="xy",
                 scale_units="xy",
-                scale=5,
+                scale=4,
             )
-            bare(panel, f"{name}, t = {t}", (-2.6, 2.6, -2.6, 2.6))
+            bare(panel, f"{name.removesuffix(' matching')}, t = {t}", (-2.6, 2.6, -2.6, 2.6))
     return figure
 
 

@@ -35,6 +35,7 @@ class Pushforward:
         base: Distribution of z.
 
     Example:
+        >>> import jax
         >>> from nsflow.base import EdgedBall
         >>> from nsflow.gaussian import Gaussian
         >>> q = Pushforward(Gaussian(np.ones(2), np.eye(2)), EdgedBall())
