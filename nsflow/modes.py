@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from scipy.optimize import minimize
 from scipy.spatial import KDTree
 
+from nsflow.batch import show, split
+from nsflow.failure import LikelihoodError, describe
 from nsflow.host import HostLikelihood
 from nsflow.likelihood import Likelihood, evaluate
 from nsflow.precision import float64
@@ -39,7 +41,7 @@ class Target:
         if not isinstance(likelihood, HostLikelihood) and prior.traceable:
             function = likelihood.function
             self._gradient = jax.jit(
-                jax.value_and_grad(lambda x: function(prior.forward(x)) + prior.latent_log_prob(x))
+                jax.value_and_grad(lambda x: split(function(prior.forward(x)))[0] + prior.latent_log_prob(x))
             )
 
     @property
@@ -59,7 +61,11 @@ class Target:
 
     def _traced(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         assert self._gradient is not None
-        value, gradient = float64(self._gradient)(x)
+        try:
+            value, gradient = float64(self._gradient)(x)
+        except Exception as error:
+            point = show(self.prior.forward(x))
+            raise LikelihoodError(f"{describe(error)} (raised by the gradient of the likelihood at {point})") from error
         self.num_calls += 2
         return float(value), np.asarray(gradient)
 

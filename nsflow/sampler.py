@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Array
 
 from nsflow.estimator import AbstractEstimator
+from nsflow.failure import LikelihoodError
 from nsflow.frozen import draw_frozen, largest_batch
 from nsflow.ladder import climb, level_size
-from nsflow.likelihood import Likelihood, as_likelihood, check, evaluate, require_finite
+from nsflow.likelihood import Likelihood, as_likelihood, check, evaluate, require_finite, require_free
 from nsflow.points import Points
 from nsflow.posterior import largest_round, refine
 from nsflow.precision import float64
@@ -46,6 +47,7 @@ def init(key: Array, problem: Problem, settings: Settings = Settings()) -> State
     num_checked = check(problem.likelihood, {name: np.asarray(value)[:3] for name, value in params.items()})
     result = evaluate(problem.likelihood, params)
     require_finite(result.log_likelihood)
+    require_free(tuple(result.derived), problem.prior.names)
     return State(
         problem=problem,
         settings=settings,
@@ -55,6 +57,7 @@ def init(key: Array, problem: Problem, settings: Settings = Settings()) -> State
         num_draws=(num_prior,),
         num_calls=len(x) + num_checked,
         nan_params=(result.nan_params,),
+        derived=tuple(result.derived),
     )
 
 
@@ -126,7 +129,9 @@ def run(
         settings: Further options.
 
     Returns:
-        The result: evidence with its error, weighted posterior, diagnostics.
+        The result: evidence with its error, weighted posterior, diagnostics. If the likelihood fails after the first
+        draws from the prior, that of the steps until then, unfinished, with the failure and its parameters as the
+        reason for stopping.
 
     Raises:
         TypeError: If the likelihood, prior or an option is of the wrong kind.
@@ -155,8 +160,12 @@ def run(
         )
     key = jax.random.key(seed)
     state = init(key, Problem(as_likelihood(log_likelihood), prior), settings)
-    trace = []
+    trace, failure = [], None
     while state.phase is not Phase.FINISHED and state.num_calls + next_batch(state) <= settings.max_calls:
-        state, info = step(jax.random.fold_in(key, len(trace) + 1), state)
+        try:
+            state, info = step(jax.random.fold_in(key, len(trace) + 1), state)
+        except LikelihoodError as error:
+            failure = str(error)
+            break
         trace.append(info)
-    return summarise(state, trace, int(seed))
+    return summarise(state, trace, int(seed), failure)
