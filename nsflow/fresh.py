@@ -35,7 +35,12 @@ class Batches(NamedTuple):
 
     @property
     def shares(self) -> Float[np.ndarray, " j"]:
-        """Share of the evidence that each component proposes: every draw is split by their parts of Q there."""
+        """Share of the evidence that each component proposes: every draw is split by their parts of Q there.
+
+        Of no evidence at all, its share of the draws.
+        """
+        if not np.any(self.log_weights > -np.inf):
+            return np.asarray(self.proposal.num_draws) / sum(self.proposal.num_draws)
         weights = np.exp(self.log_weights - np.max(self.log_weights))
         part = np.exp(self.draws.log_q - self.draws.log_Q[:, None]) * self.proposal.num_draws
         return weights @ part / (np.sum(weights) * sum(self.proposal.num_draws))

@@ -27,6 +27,7 @@ from nsflow.host import HostLikelihood, evaluate_host
 from nsflow.precision import float64
 from nsflow.prior import RESERVED
 
+LARGEST = 1e100  # nats; sums of squares of more would overflow, and -1e300 is how some codes write -inf
 # Rows of one JAX call: the largest keeps the processor busy and is small enough for models that need 10 MB a point.
 CHUNKS = (256, 64, 16, 4, 1)
 
@@ -113,14 +114,15 @@ class Evaluation(NamedTuple):
 
     log_likelihood: np.ndarray  # (n,), nats, float64; -inf where the function gave NaN
     nan_params: dict[str, np.ndarray]  # the points where it gave NaN, each array with a leading axis, maybe of length 0
-    derived: dict[str, np.ndarray]  # what the function returned beside log L, (n,) each
+    derived: dict[Any, np.ndarray]  # what the function returned beside log L, (n,) each
 
 
 @float64
 def evaluate(likelihood: Likelihood, params: Params) -> Evaluation:
     """Evaluate the log-likelihood of every point of a batch, each exactly once.
 
-    NaN becomes -inf, and the points are returned: one bad corner of the prior does not end a run.
+    NaN becomes -inf, and the points are returned: one bad corner of the prior does not end a run. What is below -1e100
+    nats becomes -inf as well.
 
     Args:
         likelihood: The likelihood.
@@ -130,8 +132,8 @@ def evaluate(likelihood: Likelihood, params: Params) -> Evaluation:
         The values, in nats, the points where they were NaN, and the derived parameters.
 
     Raises:
-        LikelihoodError: If a value is +inf; if the function raises or returns something else than one number a point,
-            or its worker dies or hangs, as often as it is tried. The message names the point.
+        LikelihoodError: If a value is +inf or above 1e100 nats; if the function raises or returns something else than
+            one number a point, or its worker dies or hangs, as often as it is tried. The message names the point.
 
     Example:
         >>> evaluation = evaluate(JaxLikelihood(lambda params: jnp.log(params["a"])), {"a": np.array([1.0, -1.0])})
@@ -147,14 +149,16 @@ def evaluate(likelihood: Likelihood, params: Params) -> Evaluation:
         raise
     except Exception as error:
         raise LikelihoodError(str(error)) from error.__cause__ or error
-    if np.any(values == np.inf):
-        point = rows(host, np.flatnonzero(values == np.inf)[:1])
+    if np.any(values > LARGEST):
+        first = np.flatnonzero(values > LARGEST)[:1]
+        point = rows(host, first)
         raise LikelihoodError(
-            f"The likelihood expected finite log-likelihoods, or -inf where the data are impossible; got +inf at "
+            f"The likelihood expected finite log-likelihoods, or -inf where the data are impossible; got "
+            f"{values[first[0]]:+} at "
             f"{show(point)}. Exclude that point from the prior, or return its true value."
         )
     nan = np.isnan(values)
-    return Evaluation(np.where(nan, -np.inf, values), rows(host, np.flatnonzero(nan)), derived)
+    return Evaluation(np.where(nan | (values < -LARGEST), -np.inf, values), rows(host, np.flatnonzero(nan)), derived)
 
 
 @float64
@@ -206,7 +210,7 @@ def require_finite(log_likelihood: Float[np.ndarray, " n"]) -> None:
         )
 
 
-def require_free(derived: tuple[str, ...], names: tuple[str, ...]) -> None:
+def require_free(derived: tuple[Any, ...], names: tuple[str, ...]) -> None:
     """Refuse derived parameters whose names a column of the result has already.
 
     Args:

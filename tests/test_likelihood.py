@@ -238,6 +238,13 @@ def test_plus_infinity_is_refused_with_the_point(kind, where):
         evaluate(kind(lambda p: where(p["a"] == 4, np.inf, 0.0)), PARAMS)
 
 
+def test_what_no_double_can_square_is_infinite():
+    evaluation = evaluate(HostLikelihood(lambda p: -1.7e308 if p["a"] == 4 else -1e30), PARAMS)
+    np.testing.assert_array_equal(evaluation.log_likelihood, [-1e30] * 4 + [-np.inf] + [-1e30] * 2)
+    with pytest.raises(LikelihoodError, match=r"got \+1e\+300 at"):
+        evaluate(HostLikelihood(lambda p: 1e300), PARAMS)  # noqa: ARG005
+
+
 def test_impossible_everywhere_is_refused():
     require_finite(np.array([-np.inf, 0.0]))
     with pytest.raises(ValueError, match="finite log-likelihood somewhere.*all 3 draws"):
