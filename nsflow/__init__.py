@@ -6,9 +6,12 @@ from nsflow.estimator import FlowEstimator as FlowEstimator
 from nsflow.estimator import GaussianEstimator as GaussianEstimator
 from nsflow.estimator import GaussianMixtureEstimator as GaussianMixtureEstimator
 from nsflow.estimator import KernelEstimator as KernelEstimator
+from nsflow.failure import LikelihoodError as LikelihoodError
 from nsflow.flow import Flow as Flow
 from nsflow.flow import fit as fit
 from nsflow.likelihood import HostLikelihood as HostLikelihood
+from nsflow.likelihood import JaxLikelihood as JaxLikelihood
+from nsflow.periodic import Periodic as Periodic
 from nsflow.prior import Prior as Prior
 from nsflow.results import Results as Results
 from nsflow.results import load as load

@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from scipy.optimize import minimize
 from scipy.spatial import KDTree
 
+from nsflow.batch import show, split
+from nsflow.failure import LikelihoodError, describe
 from nsflow.host import HostLikelihood
 from nsflow.likelihood import Likelihood, evaluate
 from nsflow.precision import float64
@@ -22,7 +24,7 @@ class Target:
     r"""Log of likelihood times prior in latent space with its gradient; it counts the likelihood calls it makes.
 
     JAX functions are differentiated, and a value with its gradient counts as two calls. Others are differenced,
-    2 d + 1 calls.
+    2 d + 1 calls. Along discrete coordinates the gradient is taken for zero, so that an ascent keeps their values.
 
     Args:
         likelihood: The likelihood.
@@ -39,7 +41,7 @@ class Target:
         if not isinstance(likelihood, HostLikelihood) and prior.traceable:
             function = likelihood.function
             self._gradient = jax.jit(
-                jax.value_and_grad(lambda x: function(prior.forward(x)) + prior.latent_log_prob(x))
+                jax.value_and_grad(lambda x: split(function(prior.forward(x)))[0] + prior.latent_log_prob(x))
             )
 
     @property
@@ -55,11 +57,15 @@ class Target:
         value, gradient = self._traced(x) if self._gradient is not None else self._differenced(x)
         if not np.isfinite(value):
             return -np.inf, np.zeros(len(x))
-        return value, np.nan_to_num(gradient, posinf=0.0, neginf=0.0)
+        return value, np.where(self.prior.is_discrete, 0.0, np.nan_to_num(gradient, posinf=0.0, neginf=0.0))
 
     def _traced(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         assert self._gradient is not None
-        value, gradient = float64(self._gradient)(x)
+        try:
+            value, gradient = float64(self._gradient)(x)
+        except Exception as error:
+            point = show(self.prior.forward(x))
+            raise LikelihoodError(f"{describe(error)} (raised by the gradient of the likelihood at {point})") from error
         self.num_calls += 2
         return float(value), np.asarray(gradient)
 
@@ -171,7 +177,9 @@ def ascend(target: Function, start: Float[np.ndarray, " d"]) -> tuple[Float[np.n
     return best
 
 
-def measure(target: Function, centre: Float[np.ndarray, " d"], log_density: float) -> Mode:
+def measure(
+    target: Function, centre: Float[np.ndarray, " d"], log_density: float, widths: Float[np.ndarray, " d"] | float = 1.0
+) -> Mode:
     r"""Measure the width of a mode: :math:`L L^T = (-\nabla\nabla f)^{-1}` by differences of the gradient.
 
     Curvatures below one, the prior's, are raised to one: along a ridge the mode ends where the prior does.
@@ -180,6 +188,7 @@ def measure(target: Function, centre: Float[np.ndarray, " d"], log_density: floa
         target: Function of a point that returns value and gradient.
         centre: The maximum, shape ``(d,)``.
         log_density: Value there, nats.
+        widths: Along coordinates without a gradient, how wide the mode is; one along the others.
 
     Returns:
         The mode.
@@ -188,4 +197,4 @@ def measure(target: Function, centre: Float[np.ndarray, " d"], log_density: floa
     hessian = np.stack([(target(centre + h)[1] - target(centre - h)[1]) / (2 * STEP) for h in steps])
     curvatures, axes = np.linalg.eigh(-0.5 * (hessian + hessian.T))
     covariance = (axes / np.maximum(curvatures, 1.0)) @ axes.T
-    return Mode(centre, log_density, np.linalg.cholesky(covariance))
+    return Mode(centre, log_density, np.reshape(widths, (-1, 1)) * np.linalg.cholesky(covariance))

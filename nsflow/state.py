@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from nsflow.batch import join_derived
 from nsflow.estimator import AbstractEstimator
 from nsflow.evidence import effective_sample_size
 from nsflow.flow import FlowInfo
@@ -137,6 +138,7 @@ class State:
     rounds: tuple[Batches, ...] = ()  # draws of the posterior rounds, as their proposals were then
     credits: tuple[float, ...] = ()  # how much a draw of each round counts, where a frozen one counts for one
     frozen: Batches | None = None
+    derived: tuple[str, ...] = ()  # names of what the likelihood returned for the first draws beside log L
     num_planned: int = 1  # batches of the frozen phase after which the target is looked at next
 
     @property
@@ -196,6 +198,7 @@ def extend(key: Array, state: State, old: Batches) -> tuple[State, Batches]:
         draws=Draws(*(np.concatenate(pair) for pair in zip(old.draws, draws, strict=True))),
         log_likelihood=np.concatenate([old.log_likelihood, result.log_likelihood]),
         log_prior=np.concatenate([old.log_prior, log_prior]),
+        derived=join_derived([(len(old.log_prior), old.derived), (len(log_prior), result.derived)]),
     )
     state = replace(state, num_calls=state.num_calls + len(draws.x), nan_params=(*state.nan_params, result.nan_params))
     return state, new

@@ -12,13 +12,16 @@ from nsflow.results import Results
 from nsflow.state import Phase, State, StepInfo
 
 
-def summarise(state: State, trace: Sequence[StepInfo] = (), seed: int | None = None) -> Results:
+def summarise(
+    state: State, trace: Sequence[StepInfo] = (), seed: int | None = None, failure: str | None = None
+) -> Results:
     """Turn a state into a result, finished or not.
 
     Args:
         state: The run.
         trace: What each step did.
         seed: The seed, for the record.
+        failure: What ended the run before its time.
 
     Returns:
         The result. Without a posterior round it rests on the training points, and says so in its alarms.
@@ -26,23 +29,26 @@ def summarise(state: State, trace: Sequence[StepInfo] = (), seed: int | None = N
     prior, fresh = state.problem.prior, state.fresh
     if fresh is not None:
         x, log_likelihood, log_weights = fresh.x, fresh.log_likelihood, fresh.log_weights
+        derived = fresh.derived
         num_draws, estimate = int(np.sum(fresh.num_draws)), fresh.estimate()
     else:
         num_draws = sum(state.num_draws)
         x, log_likelihood = state.points.x, state.points.log_likelihood
         log_weights = state.points.log_posterior_weights + np.log(num_draws)
         estimate = log_evidence(log_weights, num_draws=np.array([num_draws]))
+        derived = dict.fromkeys(state.derived, np.full(len(x), np.nan))  # training points do not carry them
     finished = state.phase is Phase.FINISHED
     return Results(
-        names=prior.names,
-        samples=prior.flatten(prior.forward(x)),
+        names=(*prior.names, *derived),
+        derived=tuple(derived),
+        samples=np.column_stack([prior.flatten(prior.forward(x)), *derived.values()]),
         log_likelihood=log_likelihood,
         log_weights=log_weights,
         num_draws=num_draws,
         num_calls=state.num_calls,
         finished=finished,
-        stop_reason="ess reached" if finished else "max_calls reached",
-        alarms=_alarms(state, estimate),
+        stop_reason=failure or ("ess reached" if finished else "max_calls reached"),
+        alarms=(*_alarms(state, estimate), *([f"the run was stopped by a failure: {failure}"] if failure else [])),
         seed=seed,
         settings=asdict(state.settings),
         versions={name: version(name) for name in ("nsflow", "jax", "flax", "optax", "numpyro")},

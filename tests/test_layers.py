@@ -10,8 +10,8 @@ import nsflow
 ROOT = Path(nsflow.__file__).parent
 # Each imports only from those before it.
 ORDER = (
-    "precision", "shapes", "quantile", "parameter", "cube", "distribution", "prior",
-    "batch", "host", "likelihood", "modes",
+    "precision", "shapes", "quantile", "parameter", "discrete", "periodic", "cube", "distribution", "prior",
+    "batch", "failure", "workers", "host", "likelihood", "modes",
     "gaussian", "base", "pushforward", "path", "schedule", "process", "coupling", "ode",
     "objective", "score_matching", "action_matching", "maximum_likelihood", "velocity", "train", "flow",
     "energy", "langevin", "sde", "surrogate", "online",
