@@ -1,5 +1,6 @@
 """What the package offers, for type checkers and for the lazy imports of `__init__.py`."""
 
+from . import plots as plots
 from .energy import EnergyModel as EnergyModel
 from .estimator import AbstractEstimator as AbstractEstimator
 from .estimator import FlowEstimator as FlowEstimator

@@ -17,14 +17,15 @@ ORDER = (
     "energy", "langevin", "sde", "surrogate", "online",
     "evidence", "kernels", "wide", "proposal", "estimator", "thinning", "points", "fresh", "state", "progress",
     "components", "ladder", "scouting", "posterior", "frozen",
-    "volumes", "files", "results", "summary", "sampler",
+    "volumes", "files", "results", "summary", "sampler", "plots",
 )  # fmt: skip
 HOMES = {
     "optax": {"train"},
     "flax": {"velocity"},
     "numpyro": {"quantile", "parameter", "cube", "distribution", "prior"},
     "rich": {"progress"},
-    "anesthetic": {"results"},
+    "matplotlib": {"plots"},
+    "anesthetic": {"results", "plots"},
     "pandas": {"results"},
     "sklearn": {"estimator"},
     "flowjax": set(),
