@@ -35,9 +35,6 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "lines.linewidth": 1.5,
-    "pdf.fonttype": 42,  # text stays text
-    "savefig.dpi": 160,
-    "svg.hashsalt": "nsflow",  # the same result gives the same file
 }
 PAPER = {
     "text.color": "#222222",
@@ -323,3 +320,20 @@ def levels(result: Results, dark: bool = False) -> Figure:
 
 
 KINDS: dict[str, Callable[..., Figure]] = {"triangle": triangle, "trace": trace, "weights": weights, "levels": levels}
+
+
+def save(figure: Figure, file: Any, suffix: str, dpi: int = 160) -> None:
+    """Write a figure: the same result gives the same bytes.
+
+    Args:
+        figure: The figure.
+        file: Path or binary file.
+        suffix: "png", "pdf" or "svg".
+        dpi: Pixels an inch.
+
+    Raises:
+        ValueError: If a label is TeX that matplotlib cannot read.
+    """
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    with rc_context({"svg.hashsalt": "nsflow", "pdf.fonttype": 42}):  # and text in a PDF stays text
+        figure.savefig(file, format=suffix, dpi=dpi, metadata=dates.get(suffix))

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from nsflow.state import Phase, Settings, StepInfo
@@ -112,8 +113,7 @@ def clock(seconds: float) -> str:
         >>> clock(3725.4)
         '1:02:05'
     """
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+    return str(timedelta(seconds=round(seconds)))
 
 
 Listener = Callable[[Progress], object]

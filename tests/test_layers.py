@@ -17,13 +17,15 @@ ORDER = (
     "energy", "langevin", "sde", "surrogate", "online",
     "evidence", "kernels", "wide", "proposal", "estimator", "thinning", "points", "fresh", "state", "progress",
     "components", "ladder", "scouting", "posterior", "frozen",
-    "volumes", "files", "results", "summary", "sampler", "plots",
+    "volumes", "files", "results", "summary", "sampler",
+    "plots", "diagnostics", "tables", "report", "terminal", "__main__",
 )  # fmt: skip
 HOMES = {
     "optax": {"train"},
     "flax": {"velocity"},
     "numpyro": {"quantile", "parameter", "cube", "distribution", "prior"},
     "rich": {"progress"},
+    "jinja2": {"report"},
     "matplotlib": {"plots"},
     "anesthetic": {"results", "plots"},
     "pandas": {"results"},
@@ -31,7 +33,13 @@ HOMES = {
     "flowjax": set(),
     "blackjax": set(),
 }
-INSIDE_FUNCTIONS = {"anesthetic", "pandas", "sklearn", "rich"}  # global state, a second, or may not be installed
+INSIDE_FUNCTIONS = {
+    "anesthetic",
+    "pandas",
+    "sklearn",
+    "rich",
+    "jinja2",
+}  # global state, a second, or may not be installed
 
 
 def imports(tree):

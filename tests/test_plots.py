@@ -57,7 +57,7 @@ def test_every_kind_is_written_and_leaves_matplotlib_as_it_was(kind, dark, resul
     figure = plots.KINDS[kind](result, dark=dark)
     for suffix, magic in (("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")):
         path = tmp_path / f"figure.{suffix}"
-        figure.savefig(path)
+        plots.save(figure, path, suffix)
         assert path.read_bytes().startswith(magic)
         assert path.stat().st_size > 5000
     assert dict(mpl.rcParams) == before
