@@ -28,8 +28,8 @@ def diagnostics(result: Results) -> list[Diagnostic]:
         >>> import numpy as np
         >>> n = 400
         >>> result = Results(names=("x",), samples=np.zeros((n, 1)), log_likelihood=np.zeros(n),
-        ...                  log_weights=np.zeros(n), num_draws=n, logZ=0.0, logZ_err=0.1, ess=400.0, num_calls=n, khat=0.9,
-        ...                  max_weight_share=0.04)
+        ...                  log_weights=np.zeros(n), num_draws=n, logZ=0.0, logZ_err=0.1, ess=400.0, num_calls=n,
+        ...                  khat=0.9, max_weight_share=0.04)
         >>> [d.name for d in diagnostics(result) if not d.is_healthy]
         ['k-hat']
     """

@@ -86,6 +86,7 @@ def render(result: Results, title: str) -> str:
         seconds=_seconds(result),
         settings={name: _shown(value) for name, value in result.settings.items()},
         versions=result.versions,
+        version=result.versions.get("nsflow", ""),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 

@@ -70,7 +70,7 @@ def number(value: float, error: float) -> str:
     """
     if not (math.isfinite(value) and math.isfinite(error) and error > 0):
         return f"{value:.6g}"
-    decimals = 1 - math.floor(math.log10(error))
+    decimals = 1 - math.floor(math.log10(float(f"{error:.1e}")))  # 0.0996 has the digits of 0.10
     if not 0 <= decimals <= 6 or abs(value) >= 1e9:
         digits = max(1, math.floor(math.log10(abs(value) or error)) + decimals)
         return f"{value:.{min(digits, 9)}e}"

@@ -67,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # a name in Greek must not end a command where the terminal is ASCII
     try:
         arguments = _parser().parse_args(argv)
-        return int(arguments.command(arguments))
+        code = int(arguments.command(arguments))
+        sys.stdout.flush()
+        return code
     except SystemExit as stop:  # argparse has printed help, or what is wrong
         return int(stop.code or 0)
     except (UsageError, FileNotFoundError) as error:
@@ -258,7 +260,7 @@ def _plot(arguments: Any) -> int:
     from nsflow.plots import save
 
     options = {"params": arguments.params} if arguments.params else {}
-    output.parent.mkdir(parents=True, exist_ok=True)
+    _demand_file(output)
     try:
         save(figures[arguments.kind](result, **options), output, output.suffix[1:].lower())
     except ValueError as error:
@@ -280,13 +282,13 @@ def _report(arguments: Any) -> int:
     result = _load(arguments.run)
     table, _ = files.paths(arguments.run)
     output = Path(arguments.output or table.with_suffix(".html"))
+    _demand_file(output)
     from nsflow.report import render
 
     try:
         page = render(result, title=arguments.title or table.stem)
     except ImportError as error:
         raise UsageError(str(error)) from error
-    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")
     print(f"Wrote {output}")
     return FINE
@@ -322,6 +324,13 @@ def _demand_place(root: str, overwrite: bool) -> None:
             pass
     except OSError as error:
         raise OSError(f"{folder} ({error}). Give another `--output`; nothing was computed yet.") from error
+
+
+def _demand_file(path: Path) -> None:
+    """Refuse, before any work, a file that could not be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise OSError(f"{path} is a folder, or may not be written. Give another `--output`")
 
 
 def _import_model(path: Path) -> ModuleType:
