@@ -170,10 +170,11 @@ def comparison(a: Results, b: Results, names: tuple[str, str]) -> str:
         verdict = "The error is too large to tell which of the two the data favour. It falls as ESS^-1/2: raise `ess`."
     else:
         words = next(text for limit, text in SCALE if size < limit)
+        low, high = _odds(size - error), _odds(size + error)
+        within = f" ({low} to {high} within one standard error)" if low != high else ""
         verdict = (
-            f"The data favour {better} over {worse} by {_odds(size)} to 1 ({_odds(size - error)} to "
-            f"{_odds(size + error)} within one standard error): {words}, in the words of Kass & Raftery (1995). If "
-            f"both were as likely before, the probability of {better} is now {_probability(size)}."
+            f"The data favour {better} over {worse} by {_odds(size)} to 1{within}: {words}, in the words of Kass & "
+            f"Raftery (1995). If both were as likely before, the probability of {better} is now {_probability(size)}."
         )
     lines = [
         *(f"log Z of {name:<{width}}  {evidence(result)} nats" for name, result in both),

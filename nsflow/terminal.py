@@ -227,7 +227,8 @@ def _run(arguments: Any) -> int:
     root = arguments.output or os.path.join("chains", path.stem)
     _demand_place(root, arguments.overwrite)
     model = _import_model(path)
-    result = _compute(model, path, arguments)
+    options = {"seed": arguments.seed, "ess": arguments.ess, "max_calls": arguments.max_calls}
+    result = _compute(model, path, options | {"progress": not arguments.quiet})
     if not arguments.quiet:
         print(summary(result))
     try:
@@ -359,14 +360,14 @@ def _import_model(path: Path) -> ModuleType:
     return module
 
 
-def _compute(model: ModuleType, path: Path, arguments: Any) -> Results:
+def _compute(model: ModuleType, path: Path, options: dict[str, Any]) -> Results:
     """Run, and tell mistakes of the model's definitions from failures of its code."""
     from nsflow.sampler import run
 
-    options: dict[str, Any] = {"settings": model.settings} if hasattr(model, "settings") else {}
-    options |= {"seed": arguments.seed, "ess": arguments.ess, "max_calls": arguments.max_calls}
+    if hasattr(model, "settings"):
+        options = options | {"settings": model.settings}
     try:
-        return run(model.log_likelihood, model.prior, progress=not arguments.quiet, **options)
+        return run(model.log_likelihood, model.prior, **options)
     except (TypeError, ValueError) as error:
         if error.__cause__ is None and not _own_frames(error, path):
             raise UsageError(f"{path}: {error}") from error  # nsflow's own words

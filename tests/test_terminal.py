@@ -98,6 +98,23 @@ def test_a_model_is_run_saved_and_shown(folder, capsys):
     assert not nsflow.load(folder / "chains" / "new").finished
 
 
+def test_the_documented_model_gives_what_is_documented(folder, capsys):
+    """A model in JAX, at a fifth of the documented size: log Z agrees within 5 of both errors, and so do the words."""
+    page = (Path(__file__).parent.parent / "docs" / "terminal.md").read_text(encoding="utf-8")
+    model = re.search(r"```python\n(import jax.*?)```", page, re.DOTALL)
+    printed = re.search(r"\$ nsflow run linear.py\n(.*?)```", page, re.DOTALL)
+    assert model is not None
+    assert printed is not None
+    (folder / "linear.py").write_text(model[1])
+    assert main(["run", "linear.py", "--ess", "2000"]) == 0
+    now = capsys.readouterr().out
+    found = [re.search(r"log Z +(-[\d.]+) \+- ([\d.]+) nats", text) for text in (printed[1], now)]
+    (documented, error), (value, own_error) = [map(float, match.groups()) for match in found if match]
+    assert abs(value - documented) < 5 * (error**2 + own_error**2) ** 0.5
+    labels = [re.findall(r"^[a-zA-Z]+", text, re.MULTILINE) for text in (printed[1], now)]
+    assert labels[0] == labels[1]
+
+
 def test_a_result_that_cannot_be_saved_is_saved_elsewhere(capsys, monkeypatch, tmp_path):
     def full(self, root, save=nsflow.Results.save):
         if "chains" in str(root):
