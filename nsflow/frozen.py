@@ -20,19 +20,27 @@ def draw_frozen(key: Array, state: State) -> tuple[State, StepInfo]:
     assert state.frozen is not None
     state, frozen = extend(key, state, state.frozen)
     state = replace(state, frozen=frozen)
-    own = frozen.estimate()
-    info = StepInfo(str(Phase.FROZEN), state.num_calls, state.contours[-1], own.logZ, own.ess, float("nan"), False)
     if frozen.num_batches < state.num_planned:
-        return state, info
+        return state, _describe(state)
+    own = frozen.estimate()
     if state.num_restarts < state.settings.max_restarts and _needs_training(frozen, own):
-        return _restart(state), info
+        return _restart(state), _describe(state)
     if not state.credits:
         state = replace(state, credits=_credits(state.rounds, frozen))
-    assert state.fresh is not None
-    ess = state.fresh.estimate().ess
-    if ess >= state.settings.ess:
+    info = _describe(state)
+    if info.ess >= state.settings.ess:
         return replace(state, phase=Phase.FINISHED), info
-    return replace(state, num_planned=_plan(frozen.num_batches, own.ess, state.settings.ess - ess)), info
+    return replace(state, num_planned=_plan(frozen.num_batches, own.ess, state.settings.ess - info.ess)), info
+
+
+def _describe(state: State) -> StepInfo:
+    """What a batch did, as the draws that count see it: the last one says what the result will."""
+    assert state.fresh is not None
+    now = state.fresh.estimate()
+    held_out = float("nan")
+    return StepInfo(
+        str(Phase.FROZEN), state.num_calls, state.contours[-1], now.logZ, now.ess, held_out, False, now.logZ_err
+    )
 
 
 def _credits(rounds: Sequence[Batches], frozen: Batches) -> tuple[float, ...]:

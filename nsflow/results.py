@@ -26,7 +26,8 @@ class Results:
     .. math::
         \hat Z = \frac1N \sum_i w_i, \qquad w_i = \frac{L(x_i)\,\pi(x_i)}{Q(x_i)}, \qquad p_i = w_i / \sum_j w_j .
 
-    Results are immutable: the arrays are read-only copies. Two of them are equal if every number is, NaN included.
+    Results are immutable: the arrays are read-only copies. Two of them are equal if every number is, NaN included,
+    and the wall-clock times of the trace not.
 
     Args:
         names: Column names of the k parameters, the derived ones last.
@@ -280,7 +281,7 @@ class Results:
         if not isinstance(other, Results):
             return NotImplemented
         # By text and by bytes, since NaN differs from itself: two results are equal if their files would be.
-        return repr(self._header()) == repr(other._header()) and all(
+        return repr(self._timeless()) == repr(other._timeless()) and all(
             getattr(self, name).tobytes() == getattr(other, name).tobytes() for name in ARRAYS
         )
 
@@ -301,6 +302,11 @@ class Results:
 
     def _header(self) -> dict[str, Any]:
         return {f.name: files.plain(getattr(self, f.name)) for f in fields(self) if f.name not in ARRAYS}
+
+    def _timeless(self) -> dict[str, Any]:
+        """Header without the times of its steps: the same run on a slower machine is the same result."""
+        trace = [{name: value for name, value in step.items() if name != "seconds"} for step in self.trace]
+        return self._header() | {"trace": trace}
 
     def _relative_weights(self) -> np.ndarray:
         """Weights over the largest; all zero if there is none."""

@@ -1,5 +1,6 @@
 """The loop: a ladder of contours, scouting, posterior rounds, and draws from frozen proposals."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, no_type_check
@@ -19,6 +20,7 @@ from nsflow.points import Points
 from nsflow.posterior import largest_round, refine
 from nsflow.precision import float64
 from nsflow.prior import Prior
+from nsflow.progress import Listener, check_progress, watching
 from nsflow.proposal import PriorProposal
 from nsflow.results import Results
 from nsflow.scouting import largest_search, scout
@@ -124,6 +126,7 @@ def run(
     ess: int | float | None = None,
     max_calls: int | None = None,
     proposal: AbstractEstimator | None = None,
+    progress: bool | Listener = True,
     settings: Settings = Settings(),  # noqa: B008
 ) -> Results:
     r"""Compute evidence and posterior.
@@ -144,6 +147,9 @@ def run(
         max_calls: Largest number of likelihood calls; `settings.max_calls` if left out.
         proposal: What is fitted to the posterior and proposes, such as :class:`nsflow.GaussianMixtureEstimator`;
             `settings.proposal` if left out, kernels, Gaussians and flows by default.
+        progress: What is shown of the run: True for a display on an interactive terminal (and nothing in a batch job),
+            False for none, or a function that is called with the :class:`nsflow.Progress` of every step. Each step is
+            a line of the logger "nsflow" as well, at level INFO.
         settings: Further options.
 
     Returns:
@@ -168,6 +174,7 @@ def run(
         raise TypeError(f"`run` expected `settings` to be nsflow.Settings; got {settings!r}.")
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
         raise ValueError(f"`run` expected `seed` to be an integer from 0 to 2**32 - 1; got {seed!r}.")
+    check_progress(progress)
     given = {"ess": ess, "max_calls": max_calls, "proposal": proposal}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
     num_prior = settings.num_first(prior.num_dims)
@@ -176,14 +183,16 @@ def run(
             f"`max_calls` must allow the {num_prior} first draws from the prior; got {settings.max_calls}. "
             "Raise it, or lower `Settings.num_prior`."
         )
-    key = jax.random.key(seed)
-    state = init(key, Problem(as_likelihood(log_likelihood), prior), settings)
-    trace, failure = [], None
-    while state.phase is not Phase.FINISHED and state.num_calls + next_batch(state) <= settings.max_calls:
-        try:
-            state, info = step(jax.random.fold_in(key, len(trace) + 1), state)
-        except LikelihoodError as error:
-            failure = str(error)
-            break
-        trace.append(info)
+    key, start = jax.random.key(seed), time.monotonic()
+    with watching(progress, settings) as report:
+        state = init(key, Problem(as_likelihood(log_likelihood), prior), settings)
+        trace, failure = [], None
+        while state.phase is not Phase.FINISHED and state.num_calls + next_batch(state) <= settings.max_calls:
+            try:
+                state, info = step(jax.random.fold_in(key, len(trace) + 1), state)
+            except LikelihoodError as error:
+                failure = str(error)
+                break
+            trace.append(info._replace(seconds=time.monotonic() - start))
+            report(trace)
     return summarise(state, trace, int(seed), failure)

@@ -263,18 +263,22 @@ class StepInfo(NamedTuple):
     ess: float  # of the same points
     held_out: float  # log-density of held-out points under the flow trained in this step, nats; NaN if none was
     is_gaussian: bool  # whether that flow is a Gaussian
+    logZ_err: float = float("nan")  # nats, of the same points
+    seconds: float = float("nan")  # since the run began
 
 
 def describe(phase: Phase, state: State, fitted: FlowInfo | None = None) -> StepInfo:
     """What a step of the training phases did, as its points see it."""
     log_weights = state.points.log_posterior_weights
+    ess = effective_sample_size(log_weights)
     held_out, is_gaussian = (fitted.log_prob, fitted.is_gaussian) if fitted else (float("nan"), False)
     return StepInfo(
         str(phase),
         state.num_calls,
         state.contours[-1],
         float(np.logaddexp.reduce(log_weights)),
-        effective_sample_size(log_weights),
+        ess,
         held_out,
         is_gaussian,
+        logZ_err=float(np.sqrt(max(1 / ess - 1 / len(log_weights), 0.0))) if ess > 0 else float("inf"),
     )
