@@ -294,3 +294,12 @@ def test_surrogate_is_fitted_where_one_point_holds_all_of_the_evidence():
     state = state_of(lambda p: -1e8 * (p["a"] - 0.3) ** 2)
     fitted = float64(components.fit_surrogate)(jax.random.key(0), state)
     assert np.all(np.isfinite(fitted(state.points.x)))
+
+
+def test_a_climb_that_meets_no_likelihood_finds_no_mode():
+    """As where a likelihood with noise was finite once: infinities would leave a coverage of NaN."""
+    state = state_of(flat)
+    gone = state.problem._replace(likelihood=nsflow.HostLikelihood(lambda p: -np.inf))
+    found = scouting._search(replace(state, problem=gone), {0: 1.0, 1: 1.0})
+    assert (found.summits, found.lost) == ((), ())
+    assert found.num_calls > 0
