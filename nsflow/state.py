@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
@@ -200,13 +201,15 @@ def no_batches(state: State, num_draws: dict[int, int]) -> Batches:
     return Batches(proposal, tuple(num_draws), 0, draws, nothing, nothing)
 
 
-def extend(key: Array, state: State, old: Batches) -> tuple[State, Batches]:
-    """Draw one batch more, and count its likelihood calls."""
-    draws = old.proposal.sample(key)
+def extend(key: Array, state: State, old: Batches, num_batches: int = 1) -> tuple[State, Batches]:
+    """Draw further batches, one if not said otherwise, and count their likelihood calls."""
+    keys = [key] if num_batches == 1 else list(jax.random.split(key, num_batches))
+    parts = [old.proposal.sample(k) for k in keys]
+    draws = Draws(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
     result = evaluate(state.problem.likelihood, state.problem.prior.forward(draws.x))
     log_prior = np.asarray(state.problem.prior.latent_log_prob(draws.x))
     new = old._replace(
-        num_batches=old.num_batches + 1,
+        num_batches=old.num_batches + num_batches,
         draws=Draws(*(np.concatenate(pair) for pair in zip(old.draws, draws, strict=True))),
         log_likelihood=np.concatenate([old.log_likelihood, result.log_likelihood]),
         log_prior=np.concatenate([old.log_prior, log_prior]),
