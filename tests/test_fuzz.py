@@ -12,7 +12,7 @@ QUIET = {"fault": "none", "share": 0.0, "late": 0, "derived": False, "vectorized
 
 
 @hypothesis.settings(
-    max_examples=60,
+    max_examples=30,
     derandomize=True,
     database=None,
     deadline=None,
