@@ -35,6 +35,7 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "lines.linewidth": 1.5,
+    "text.usetex": False,  # LaTeX obeys what the labels of a stranger's file say
 }
 PAPER = {
     "text.color": "#222222",
