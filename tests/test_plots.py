@@ -190,3 +190,11 @@ def test_a_result_without_a_trace_has_no_picture_of_it():
 def test_unknown_columns_are_refused(result):
     with pytest.raises(ValueError, match=r"`params` expected names among \('a', 'b'\); got \['c'\]"):
         plots.triangle(result, ["a", "c"])
+
+
+def test_columns_that_are_no_numbers_are_left_out(result):
+    samples = np.column_stack([result.samples, np.full(4000, np.nan)])
+    derived = gaussian(samples=samples, names=("a", "b", "c"), labels=(), derived=("c",))
+    assert {axes.get_xlabel() for axes in plots.triangle(derived).axes} <= {"a", "b", ""}
+    with pytest.raises(ValueError, match=r"expected names among \('a', 'b'\); got \['c'\]"):
+        plots.triangle(derived, ["c"])
