@@ -21,7 +21,7 @@ BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", 
 PHASES = {"ladder": SKY, "scouting": PURPLE, "posterior": ORANGE, "frozen": GREEN}
 MAX_KERNELS = 4000  # of a density: more cannot be seen, and 66 panels of them take 10 seconds
 SCALES = (1.0, 0.5, 0.25, 0.125)  # kernel widths that are tried
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.labelsize": 10,
@@ -37,7 +37,7 @@ STYLE = {
     "lines.linewidth": 1.5,
     "text.usetex": False,  # LaTeX obeys what the labels of a stranger's file say
 }
-PAPER = {
+PAPER: dict[Any, Any] = {
     "text.color": "#222222",
     "axes.edgecolor": "#444444",
     "axes.labelcolor": "#222222",
@@ -46,7 +46,7 @@ PAPER = {
     "xtick.color": "#222222",
     "ytick.color": "#222222",
 }
-DARK = {
+DARK: dict[Any, Any] = {
     "text.color": "#e6e6e6",
     "axes.edgecolor": "#a0a0a0",
     "axes.labelcolor": "#e6e6e6",
@@ -88,9 +88,9 @@ def triangle(result: Results, params: Sequence[str] | None = None, dark: bool = 
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise ValueError(f"`params` expected names among {tuple(known)}; got {unknown or names}.")
-    scales = {name: _bandwidth_scale(draws[name]) for name in names}
+    scales: dict[str, Any] = {name: _bandwidth_scale(draws[name]) for name in names}
     size = float(np.clip(1.15 * len(names) + 0.9, 4.5, 13))
-    frames = {"axes.grid": False, "axes.spines.right": True, "axes.spines.top": True}
+    frames: dict[Any, Any] = {"axes.grid": False, "axes.spines.right": True, "axes.spines.top": True}
     with _style(dark) as (blue, _, _), rc_context(frames):
         figure = Figure(figsize=(size, size))
         labels = dict(zip(result.names, result.labels, strict=True))
@@ -119,7 +119,7 @@ def _bandwidth_scale(values: np.ndarray) -> float:
         return 1.0
     half = len(distinct) // 2
     kde = gaussian_kde(distinct[:half])
-    scott, scores = kde.factor, []
+    scott, scores = float(kde.scotts_factor()), []
     for scale in SCALES:
         kde.set_bandwidth(scott * scale)
         scores.append(np.mean(np.log(np.maximum(kde(distinct[half:]), 1e-300))))

@@ -1,5 +1,6 @@
 """The command: every word that can be typed ends in an exit code and a sentence, never in a traceback from inside."""
 
+import json
 import os
 import re
 import subprocess
@@ -174,6 +175,7 @@ def test_a_model_may_be_called_like_a_module_that_is_loaded(folder, monkeypatch)
     monkeypatch.setattr(terminal, "_compute", lambda model, *_: gaussian(seed=model.prior))
     assert main(["run", "models/json.py", "--output", "chains/json"]) == 0
     assert nsflow.load("chains/json") == gaussian(seed=1)
+    assert sys.modules["json"] is json
 
 
 # ---- show, plot, compare, report
@@ -298,7 +300,7 @@ def test_show_works_as_a_process_in_ascii_and_into_a_closed_pipe(folder):
     assert "log Z" in done.stdout
     reader, writer = os.pipe()
     os.close(reader)
-    closed = shell("show", "good", stdout=writer)
+    closed = shell("show", "good", stdout=writer, PYTHONUNBUFFERED="")
     os.close(writer)
     assert (closed.returncode, closed.stderr) == (0, "")
 
