@@ -152,7 +152,7 @@ class Likelihood:
 # ---- options
 
 SEEDS = st.one_of(st.integers(0, 2**32 - 1), st.sampled_from([-1, 1.5, None, "0", True, 2**32]))
-WRONG_NUMBERS = st.sampled_from([0, -1, np.nan, np.inf, "1", None, [], True])
+WRONG_NUMBERS = st.sampled_from([0, -1, np.nan, np.inf, "1", [], True])  # None is left out, and so the default
 
 
 def mostly(right, wrong, share=100):

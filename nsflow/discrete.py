@@ -107,7 +107,7 @@ def table(
     while True:
         num = int(min(num, highest - lowest + 1))
         log_probs = np.asarray(log_prob(lowest + np.arange(num)), np.float64).T
-        total = special.logsumexp(log_probs, axis=1)
+        total = np.logaddexp.reduce(log_probs, axis=1)
         is_falling = np.all(log_probs[:, -1] + np.log(num) < np.log(NEGLIGIBLE)) and np.all(total > np.log(0.999))
         if lowest + num > highest or is_falling:
             break

@@ -1,6 +1,5 @@
 """What went wrong in other people's functions, told with the parameters at which it did."""
 
-import pickle
 import traceback
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -27,7 +26,11 @@ class Lost(NamedTuple):
 
 
 def same_type(error: BaseException, message: str) -> Exception:
-    """Return an exception of the same type with this message, or the nearest type that can show one."""
+    """Return an exception of the same type with this message, or the nearest type that can show one.
+
+    Other people's types become a `RuntimeError`: a multiprocessing pool hangs for ever on an exception that it cannot
+    unpickle, such as one whose constructor takes two arguments.
+    """
     kind = type(error)
     if kind is KeyError:  # prints its message quoted and escaped
         return LookupError(message)
@@ -47,20 +50,12 @@ def explain(error: BaseException, where: str) -> Exception:
 
 
 def portable(failure: Failure) -> Failure:
-    """Make a failure fit to be sent from one process to another.
-
-    A multiprocessing pool hangs for ever on an exception that cannot be unpickled, such as one whose constructor takes
-    two arguments. The traceback, which does not travel, goes along as a note.
-    """
+    """Make a failure fit to be sent to another process: its traceback, which does not travel, becomes a note."""
     error = failure.error
     cause = error.__cause__
     error.__cause__ = None
     if cause is not None:
         error.add_note("In the worker:\n" + "".join(traceback.format_exception(cause)))
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        error = RuntimeError(describe(error))
     return Failure(error.with_traceback(None))
 
 

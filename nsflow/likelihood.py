@@ -144,7 +144,8 @@ def evaluate(likelihood: Likelihood, params: Params) -> Evaluation:
     """
     host = as_numpy(params)
     try:
-        values, derived = (_jax if isinstance(likelihood, JaxLikelihood) else evaluate_host)(likelihood, host)
+        is_jax = isinstance(likelihood, JaxLikelihood)
+        values, derived = _jax(likelihood, host) if is_jax else evaluate_host(likelihood, host)
     except LikelihoodError:
         raise
     except Exception as error:

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float
-from scipy import special
 
 from nsflow.parameter import NormalLatent
 from nsflow.quantile import SMALLEST_COMPLEMENT
@@ -108,4 +107,4 @@ def emptiest(u: Float[np.ndarray, " n"], log_likelihood: Float[np.ndarray, " n"]
     distance = np.abs(places[:, None] - u[order])
     distance = np.minimum(distance, 1 - distance)
     log_kernel = -0.5 * (distance / BANDWIDTH) ** 2 - np.log(1 + np.arange(len(order)))
-    return float(places[np.argmin(special.logsumexp(log_kernel, axis=1))])
+    return float(places[np.argmin(np.logaddexp.reduce(log_kernel, axis=1))])

@@ -207,7 +207,7 @@ class Prior:
             A prior of the same density whose latent vectors mean other places on the circles.
         """
         starts = np.cumsum([0, *(p.num_dims for p in self._parameters.values())])
-        turned = {
+        turned: dict[str, Any] = {
             name: Turned(p.base, np.asarray(phases[i : i + p.num_dims]) % 1.0) if isinstance(p, Turned) else p
             for (name, p), i in zip(self._parameters.items(), starts, strict=False)
         }

@@ -1,11 +1,11 @@
 """Pools of other libraries behind one interface, which survives workers that die or hang."""
 
-import multiprocessing
 import os
 import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.process import BaseProcess
 from typing import Any, final
 
 from nsflow.failure import Lost, describe
@@ -192,7 +192,7 @@ def _stop(pool: Any) -> None:
     elif isinstance(pool, ProcessPoolExecutor):
         pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
-            if isinstance(process, multiprocessing.process.BaseProcess):
+            if isinstance(process, BaseProcess):
                 process.kill()
     elif hasattr(pool, "shutdown"):
         pool.shutdown(wait=False)
