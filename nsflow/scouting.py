@@ -6,9 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array
 from scipy import special
+from scipy.spatial import KDTree
 
 from nsflow.kernels import Kernels
 from nsflow.modes import Mode, Target, ascend, basins, isolation, measure
+from nsflow.points import Points
 from nsflow.state import PRIOR, Phase, State, StepInfo, describe, draw, log_mixture
 
 NUM_CLIMBERS = 5  # ascents between two looks at the components, whose densities are cheaper for many points at once
@@ -97,6 +99,7 @@ def _search(state: State, starts: dict[int, float]) -> Search:
     """Climb from one start after the other, until it has been in vain for long."""
     target = Target(state.problem.likelihood, state.problem.prior, max_calls=_batch_size(state))
     logZ = np.logaddexp.reduce(state.points.log_posterior_weights)
+    reach = _reach(state.points, list(starts))
     found = Search((), (), 0, 0)
     calls_at_find = 0
     for i in range(0, len(starts), NUM_CLIMBERS):
@@ -105,7 +108,7 @@ def _search(state: State, starts: dict[int, float]) -> Search:
         new: list[Mode] = []
         rarity: list[float] = []
         for start in list(starts)[i : i + NUM_CLIMBERS]:
-            centre, log_density = ascend(target, state.points.x[start])
+            centre, log_density = ascend(target, state.points.x[start], reach[start])
             if log_density == -np.inf or any(
                 _is_within(centre, mode) for mode in (*state.summits, *found.summits, *new)
             ):
@@ -125,6 +128,12 @@ def _search(state: State, starts: dict[int, float]) -> Search:
         )
         calls_at_find = target.num_calls if lost else calls_at_find
     return found
+
+
+def _reach(points: Points, starts: list[int]) -> dict[int, float]:
+    """Half of the way from each start to the draw of the prior next to it: a maximum among draws reaches further."""
+    distances = KDTree(points.x[points.is_prior]).query(points.x[starts], 2)[0] if starts else np.zeros((0, 2))
+    return dict(zip(starts, (distances[:, 1] / 2).tolist(), strict=True))
 
 
 def _coverage(state: State, modes: list[Mode]) -> np.ndarray:

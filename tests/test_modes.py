@@ -57,6 +57,20 @@ def test_target_is_minus_infinity_where_the_likelihood_is_zero_or_nan():
     np.testing.assert_array_equal(gradient, [0, 0])
 
 
+def test_ascent_stays_in_the_basin_within_reach():
+    """A narrow core within a higher shell: a first step of one unit leads from the core's slope to the shell."""
+
+    def target(x):
+        r = np.linalg.norm(x) + 1e-12
+        core, shell = -50 * r**2 - 3, -200 * (r - 1) ** 2
+        value, slope = max((core, -100 * r), (shell, -400 * (r - 1)))
+        return value, slope * x / r
+
+    start = np.array([0.04, 0.03])
+    assert np.linalg.norm(ascend(target, start, 0.1)[0]) < 1e-3
+    assert np.linalg.norm(ascend(target, start)[0]) == pytest.approx(1, abs=1e-3)
+
+
 def test_ascent_finds_a_normal_exactly():
     """The maximum of a normal density, its covariance, and by Laplace its normalisation, which is one."""
     covariance = np.array([[0.04, 0.03], [0.03, 0.09]])
