@@ -9,7 +9,7 @@ from jaxtyping import Array
 from nsflow.evidence import Evidence
 from nsflow.fresh import Batches
 from nsflow.points import truncate
-from nsflow.state import Phase, State, StepInfo, extend, learn
+from nsflow.state import Phase, Settings, State, StepInfo, extend, learn
 from nsflow.thinning import at_most, expected_calls
 
 NUM_CHECKED = 1000  # training points at which the density of the frozen mixture is looked at
@@ -29,10 +29,29 @@ def draw_frozen(key: Array, state: State) -> tuple[State, StepInfo]:
     if not state.credits:
         state = replace(state, credits=_credits(state.rounds, frozen))
     assert state.fresh is not None
-    ess = state.fresh.estimate().ess
-    if ess >= state.settings.ess:
+    missing = _missing(state.settings, state.fresh.estimate())
+    if missing <= 0:
         return replace(state, phase=Phase.FINISHED), info
-    return replace(state, num_planned=_plan(frozen.num_batches, own.ess, state.settings.ess - ess)), info
+    return replace(state, num_planned=_plan(frozen.num_batches, own.ess, missing)), info
+
+
+def reopen(state: State) -> State:
+    """Take up a finished run again where its settings ask for more by now."""
+    assert state.frozen is not None
+    assert state.fresh is not None
+    missing = _missing(state.settings, state.fresh.estimate())
+    if missing <= 0:
+        return state
+    frozen = state.frozen
+    return replace(state, phase=Phase.FROZEN, num_planned=_plan(frozen.num_batches, frozen.estimate().ess, missing))
+
+
+def _missing(settings: Settings, estimate: Evidence) -> float:
+    """Effective samples that the targets still ask for: the error falls with the root of their number."""
+    missing = settings.ess - estimate.ess
+    if settings.logZ_err is None:
+        return missing
+    return max(missing, max(estimate.ess, 1.0) * ((estimate.logZ_err / settings.logZ_err) ** 2 - 1))
 
 
 def _credits(rounds: Sequence[Batches], frozen: Batches) -> tuple[float, ...]:

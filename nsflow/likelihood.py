@@ -21,8 +21,10 @@ from nsflow.batch import (
     show_shapes,
 )
 from nsflow.host import HostLikelihood, evaluate_host
+from nsflow.journal import Recorded, bare
 from nsflow.precision import float64
 
+VECTORIZED = 1024  # points that a run gives a vectorised host function at once: between two batches it can be stopped
 # Rows of one JAX call: the largest keeps the processor busy and is small enough for models that need 10 MB a point.
 CHUNKS = (256, 64, 16, 4, 1)
 
@@ -57,7 +59,7 @@ class JaxLikelihood:
         raise AttributeError(f"`JaxLikelihood` is immutable: cannot set {name!r}. Build a new one.")
 
 
-Likelihood = JaxLikelihood | HostLikelihood
+Likelihood = JaxLikelihood | HostLikelihood | Recorded
 
 
 def as_likelihood(obj: object) -> Likelihood:
@@ -111,7 +113,7 @@ def evaluate(likelihood: Likelihood, params: Params) -> Evaluation:
         {'a': array([-1.])}
     """
     host = as_numpy(params)
-    values = _jax(likelihood, host) if isinstance(likelihood, JaxLikelihood) else evaluate_host(likelihood, host)
+    values = _recorded(likelihood, host) if isinstance(likelihood, Recorded) else _values(likelihood, host)
     if np.any(values == np.inf):
         point = rows(host, np.flatnonzero(values == np.inf)[:1])
         raise ValueError(
@@ -144,7 +146,7 @@ def check(likelihood: Likelihood, params: Params) -> int:
         >>> check(JaxLikelihood(lambda params: -(params["a"] ** 2)), {"a": np.zeros(4)})
         0
     """
-    host = as_numpy(params)
+    host, likelihood = as_numpy(params), bare(likelihood)
     if isinstance(likelihood, JaxLikelihood):
         _check_traced(likelihood.function, host)
         return 0
@@ -169,6 +171,27 @@ def require_finite(log_likelihood: Float[np.ndarray, " n"]) -> None:
             f"{len(log_likelihood)} draws. Check the units of the data, narrow the prior to where the likelihood is "
             "defined, or return large negative numbers that still tell better from worse."
         )
+
+
+def _values(likelihood: JaxLikelihood | HostLikelihood, host: dict[str, np.ndarray]) -> np.ndarray:
+    return _jax(likelihood, host) if isinstance(likelihood, JaxLikelihood) else evaluate_host(likelihood, host)
+
+
+def _recorded(recorded: Recorded, host: dict[str, np.ndarray]) -> np.ndarray:
+    """Evaluate piece by piece, so that no bit depends on where an earlier run ended."""
+    likelihood = recorded.likelihood
+    flat = np.concatenate([array.reshape(num_points(host), -1) for array in host.values()], axis=1)
+    if isinstance(likelihood, JaxLikelihood):
+        unit, grows = CHUNKS[0], True
+    elif likelihood.vectorized:
+        unit, grows = VECTORIZED, False
+    else:
+        unit, grows = likelihood.num_chunks if likelihood.pool is not None else 1, True
+
+    def compute(piece: slice) -> dict[str, np.ndarray]:
+        return {"log_likelihood": _values(likelihood, rows(host, piece))}
+
+    return recorded.journal.recall(flat, compute, unit=unit, grows=grows)["log_likelihood"]
 
 
 # ---- JAX

@@ -1,15 +1,22 @@
 """The loop: a ladder of contours, scouting, posterior rounds, and draws from frozen proposals."""
 
+import os
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, no_type_check
 
 import jax
 import numpy as np
 from jaxtyping import Array
 
+from nsflow.checkpoint import opened
 from nsflow.estimator import AbstractEstimator
-from nsflow.frozen import draw_frozen, largest_batch
+from nsflow.frozen import draw_frozen, largest_batch, reopen
+from nsflow.interrupt import Interrupt, listen
+from nsflow.journal import Journal, Recorded, Stopped
 from nsflow.ladder import climb, level_size
 from nsflow.likelihood import Likelihood, as_likelihood, check, evaluate, require_finite
 from nsflow.points import Points
@@ -93,6 +100,25 @@ LARGEST: dict[Phase, Callable[[State], int]] = {
 }
 
 
+def stop_reason(state: State) -> str:
+    """Why a run makes no further step.
+
+    Args:
+        state: The run.
+
+    Returns:
+        The target or the cap that was reached, or the empty string.
+    """
+    settings = state.settings
+    if state.phase is Phase.FINISHED:
+        return "ess reached" if settings.logZ_err is None else "ess and logZ_err reached"
+    if state.num_calls + next_batch(state) > settings.max_calls:
+        return "max_calls reached"
+    if settings.max_levels and state.phase is Phase.LADDER and len(state.contours) > settings.max_levels:
+        return "max_levels reached"
+    return ""
+
+
 @no_type_check  # its own messages come before a run-time checker's
 @float64
 def run(
@@ -101,8 +127,12 @@ def run(
     *,
     seed: int = 0,
     ess: int | float | None = None,
+    logZ_err: float | None = None,
     max_calls: int | None = None,
+    max_seconds: float | None = None,
+    max_levels: int | None = None,
     proposal: AbstractEstimator | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     settings: Settings = Settings(),  # noqa: B008
 ) -> Results:
     r"""Compute evidence and posterior.
@@ -120,17 +150,25 @@ def run(
         prior: The prior.
         seed: Seed of all random numbers: same seed, same bits.
         ess: Effective sample size to reach; `settings.ess` if left out.
+        logZ_err: Error of logZ to reach as well, nats; `settings.logZ_err` if left out.
         max_calls: Largest number of likelihood calls; `settings.max_calls` if left out.
+        max_seconds: Wall-clock seconds of this call after which it returns; `settings.max_seconds` if left out.
+        max_levels: Largest number of the ladder's levels; `settings.max_levels` if left out.
         proposal: What is fitted to the posterior and proposes, such as :class:`nsflow.GaussianMixtureEstimator`;
             `settings.proposal` if left out, kernels, Gaussians and flows by default.
+        checkpoint: Folder in which the run is kept, such as ``"run.nsflow"``. What is killed goes on from there to the
+            same bits when it is called again, and what is finished is returned at once, or extended to a larger `ess`.
         settings: Further options.
 
     Returns:
-        The result: evidence with its error, weighted posterior, diagnostics.
+        The result: evidence with its error, weighted posterior, diagnostics. One that a cap ended is marked unfinished
+        and rests on what was drawn until then; `stop_reason` says which cap.
 
     Raises:
         TypeError: If the likelihood, prior or an option is of the wrong kind.
-        ValueError: If an option is out of range, or the likelihood is unusable; see `init`.
+        ValueError: If an option is out of range, the likelihood is unusable (see `init`), or the checkpoint is damaged
+            or another run's.
+        OSError: If the checkpoint cannot be written at the start; later that is a warning.
 
     Example:
         >>> import numpyro.distributions as dist
@@ -145,7 +183,14 @@ def run(
         raise TypeError(f"`run` expected `settings` to be nsflow.Settings; got {settings!r}.")
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
         raise ValueError(f"`run` expected `seed` to be an integer from 0 to 2**32 - 1; got {seed!r}.")
-    given = {"ess": ess, "max_calls": max_calls, "proposal": proposal}
+    given = {
+        "ess": ess,
+        "logZ_err": logZ_err,
+        "max_calls": max_calls,
+        "max_seconds": max_seconds,
+        "max_levels": max_levels,
+        "proposal": proposal,
+    }
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
     num_prior = settings.num_first(prior.num_dims)
     if settings.max_calls < num_prior + 3:
@@ -153,10 +198,32 @@ def run(
             f"`max_calls` must allow the {num_prior} first draws from the prior; got {settings.max_calls}. "
             "Raise it, or lower `Settings.num_prior`."
         )
-    key = jax.random.key(seed)
-    state = init(key, Problem(as_likelihood(log_likelihood), prior), settings)
-    trace = []
-    while state.phase is not Phase.FINISHED and state.num_calls + next_batch(state) <= settings.max_calls:
-        state, info = step(jax.random.fold_in(key, len(trace) + 1), state)
-        trace.append(info)
-    return summarise(state, trace, int(seed))
+    deadline = time.monotonic() + (settings.max_seconds or np.inf)
+    key, journal = jax.random.key(seed), Journal()
+    problem = Problem(Recorded(as_likelihood(log_likelihood), journal), prior)
+    opening = nullcontext((None, None)) if checkpoint is None else opened(checkpoint, problem, settings, int(seed))
+    with opening as (store, saved):
+        state, trace = saved or (init(key, problem, settings), [])
+        state = reopen(state) if state.phase is Phase.FINISHED else state
+        with listen() as interrupt:
+            journal.stop = partial(_must_stop, interrupt, deadline)
+            try:
+                while not (reason := stop_reason(state) or journal.stop()):
+                    if store:
+                        store.offer(state, trace)
+                    journal.num_calls = 0
+                    state, info = step(jax.random.fold_in(key, len(trace) + 1), state)
+                    trace.append(info)
+                calls_in_vain = 0
+            except Stopped as stopped:
+                reason, calls_in_vain = str(stopped), journal.num_calls
+            if store:
+                store.save(state, trace)
+    return summarise(replace(state, num_calls=state.num_calls + calls_in_vain), trace, int(seed), reason)
+
+
+def _must_stop(interrupt: Interrupt, deadline: float) -> str:
+    """Why a run is left, even within a step; the empty string if it is not."""
+    if interrupt.received:
+        return "interrupted"
+    return "max_seconds reached" if time.monotonic() >= deadline else ""

@@ -12,13 +12,14 @@ from nsflow.results import Results
 from nsflow.state import Phase, State, StepInfo
 
 
-def summarise(state: State, trace: Sequence[StepInfo] = (), seed: int | None = None) -> Results:
+def summarise(state: State, trace: Sequence[StepInfo] = (), seed: int | None = None, stop_reason: str = "") -> Results:
     """Turn a state into a result, finished or not.
 
     Args:
         state: The run.
         trace: What each step did.
         seed: The seed, for the record.
+        stop_reason: Why the run ended.
 
     Returns:
         The result. Without a posterior round it rests on the training points, and says so in its alarms.
@@ -32,7 +33,6 @@ def summarise(state: State, trace: Sequence[StepInfo] = (), seed: int | None = N
         x, log_likelihood = state.points.x, state.points.log_likelihood
         log_weights = state.points.log_posterior_weights + np.log(num_draws)
         estimate = log_evidence(log_weights, num_draws=np.array([num_draws]))
-    finished = state.phase is Phase.FINISHED
     return Results(
         names=prior.names,
         samples=prior.flatten(prior.forward(x)),
@@ -40,8 +40,8 @@ def summarise(state: State, trace: Sequence[StepInfo] = (), seed: int | None = N
         log_weights=log_weights,
         num_draws=num_draws,
         num_calls=state.num_calls,
-        finished=finished,
-        stop_reason="ess reached" if finished else "max_calls reached",
+        finished=state.phase is Phase.FINISHED,
+        stop_reason=stop_reason,
         alarms=_alarms(state, estimate),
         seed=seed,
         settings=asdict(state.settings),

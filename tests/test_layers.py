@@ -10,14 +10,14 @@ import nsflow
 ROOT = Path(nsflow.__file__).parent
 # Each imports only from those before it.
 ORDER = (
-    "precision", "shapes", "quantile", "parameter", "cube", "distribution", "prior",
-    "batch", "host", "likelihood", "modes",
+    "precision", "shapes", "interrupt", "quantile", "parameter", "cube", "distribution", "prior",
+    "batch", "host", "journal", "likelihood", "modes",
     "gaussian", "base", "pushforward", "path", "schedule", "process", "coupling", "ode",
     "objective", "score_matching", "action_matching", "maximum_likelihood", "velocity", "train", "flow",
     "energy", "langevin", "sde", "surrogate", "online",
     "evidence", "kernels", "wide", "proposal", "estimator", "thinning", "points", "fresh", "state",
     "components", "ladder", "scouting", "posterior", "frozen",
-    "volumes", "files", "results", "summary", "sampler",
+    "volumes", "files", "results", "summary", "codec", "checkpoint", "sampler",
 )  # fmt: skip
 HOMES = {
     "optax": {"train"},
@@ -26,6 +26,7 @@ HOMES = {
     "anesthetic": {"results"},
     "pandas": {"results"},
     "sklearn": {"estimator"},
+    "safetensors": {"checkpoint"},
     "flowjax": set(),
     "blackjax": set(),
 }
