@@ -187,7 +187,9 @@ class Encoder:
         if type(value) is dict and all(type(key) is str for key in value):
             return ["dict", list(value), [self.encode(item) for item in value.values()]]
         if type(value) in (partial, Partial) and not value.keywords:
-            return [type(value).__name__, self.encode(value.func), self._arguments(value.args)]
+            # JAX keeps a partial within a Partial apart by a wrapper, whose content is `fun`.
+            function = getattr(value.func, "fun", value.func)
+            return [type(value).__name__, self.encode(function), self._arguments(value.args)]
         if not isinstance(value, type) and FUNCTIONS.get(_name_or_none(value)) is value:
             return ["function", _name(value)]
         names = getattr(value, "_fields", None) or ([f.name for f in fields(value)] if is_dataclass(value) else None)

@@ -171,14 +171,14 @@ def _read_table(path: Path) -> tuple[list[str], np.ndarray]:
     """Read an anesthetic CSV: a row of names, a row of labels, a row of index names, then index, weight, columns."""
     with open(path, encoding="utf-8", newline="") as file:
         rows = csv.reader(file)
-        columns = next(rows, [])[2:]
-        next(rows, None)
-        next(rows, None)
         try:
+            columns = next(rows, [])[2:]
+            next(rows, None)
+            next(rows, None)
             # Python's own float is exact, which pandas' default reader is not (it errs in the last bit).
             cells = [[float(cell) for cell in row[2:]] for row in rows]
             values = np.array(cells, dtype=np.float64).reshape(len(cells), len(columns))
-        except ValueError as error:
+        except (ValueError, csv.Error) as error:  # also what is not UTF-8
             raise ValueError(
                 f"`load` expected a number in every cell of {path}; got a row that is damaged or cut short ({error}). "
                 "Restore the file from a copy."

@@ -53,6 +53,15 @@ def test_caps_end_a_run_with_a_valid_result(options, reason):
         assert result.num_calls <= 2000
 
 
+@pytest.fixture
+def _default_sigint():
+    """A shell starts its background processes with SIGINT ignored, and what is ignored stays so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_default_sigint")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_returns_the_result_so_far_and_handlers_are_restored(number):
     """The signal comes within a batch of a likelihood that is evaluated point by point."""
@@ -71,6 +80,7 @@ def test_signal_returns_the_result_so_far_and_handlers_are_restored(number):
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.usefixtures("_default_sigint")
 def test_second_sigint_is_a_keyboard_interrupt():
     calls = []
 
