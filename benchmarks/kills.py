@@ -1,10 +1,11 @@
 """SIGKILL at random moments: is a run that is killed and resumed the same, bit for bit, as one that is not?
 
-    python benchmarks/kills.py --runs 9 --kills 12 --output benchmarks/results/kills.json
+    python benchmarks/kills.py --kills 100 --output benchmarks/results/kills.json
 
 Every run is a process of its own that evaluates a Gaussian in two dimensions point by point, with a pause in each call
-so that kills land in the likelihood as well as in the fits and in the writing of checkpoints. It is killed so many
-times, resumed each time, and then let finish. Counted are the likelihood calls that were made twice, and every file in
+so that kills land in the likelihood as well as in the fits and in the writing of checkpoints. It is killed and resumed
+until it is done, or has been killed twelve times and is let finish; runs of further seeds follow until the number of
+kills is reached. Counted are the likelihood calls that were made twice, and every file in
 the folder that does not belong there.
 """
 
@@ -21,7 +22,8 @@ from pathlib import Path
 import numpy as np
 
 PAUSE = 0.5e-3  # seconds of one call
-LONGEST = 4.0  # seconds after which a process is killed at the latest
+LONGEST = 2.5  # seconds after which a process is killed at the latest
+MOST = 12  # kills of one run
 
 
 def worker(folder, output, seed):
@@ -64,7 +66,7 @@ def one_run(root, seed, num_kills, rng):
     """A run that is not killed, and one that is; what differs between them."""
     whole, folder, killed = root / f"whole-{seed}", root / f"run-{seed}.nsflow", root / f"killed-{seed}"
     finish(start("none", whole, seed))
-    kills, calls_before = 0, 0
+    kills = 0
     while kills < num_kills:
         process = start(folder, killed, seed)
         try:
@@ -75,7 +77,6 @@ def one_run(root, seed, num_kills, rng):
             process.wait()
             process.stdout.close()
             kills += 1
-    calls_before = Path(f"{killed}.calls").stat().st_size if kills else 0
     finish(start(folder, killed, seed))
     calls = [Path(f"{path}.calls").stat().st_size for path in (whole, killed)]
     same = all(whole.with_suffix(end).read_bytes() == killed.with_suffix(end).read_bytes() for end in (".csv", ".json"))
@@ -89,15 +90,13 @@ def one_run(root, seed, num_kills, rng):
         "stray_files": strays,
         "calls": calls[0],
         "calls_with_kills": calls[1],
-        "calls_before_the_last_start": calls_before,
         "bytes": sum(p.stat().st_size for p in folder.iterdir()),
     }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--kills", type=int, default=12, help="of each run")
+    parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--worker", nargs=2, metavar=("FOLDER", "RESULT"), help="be one of the processes")
@@ -107,8 +106,9 @@ def main():
         return
     rng, rows = np.random.default_rng(arguments.seed), []
     with tempfile.TemporaryDirectory() as root:
-        for seed in range(arguments.seed, arguments.seed + arguments.runs):
-            rows.append(one_run(Path(root), seed, arguments.kills, rng))
+        while (done := sum(row["kills"] for row in rows)) < arguments.kills:
+            seed = arguments.seed + len(rows)
+            rows.append(one_run(Path(root), seed, min(MOST, arguments.kills - done), rng))
             print(json.dumps(rows[-1]), flush=True)
             summary = {
                 "kills": sum(row["kills"] for row in rows),
