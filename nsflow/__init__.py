@@ -9,6 +9,7 @@ from nsflow.estimator import KernelEstimator as KernelEstimator
 from nsflow.flow import Flow as Flow
 from nsflow.flow import fit as fit
 from nsflow.likelihood import HostLikelihood as HostLikelihood
+from nsflow.merge import merge as merge
 from nsflow.prior import Prior as Prior
 from nsflow.results import Results as Results
 from nsflow.results import load as load

@@ -29,6 +29,7 @@ from nsflow.files import write_bytes
 from nsflow.journal import Columns, Journal, bare, read
 from nsflow.likelihood import evaluate
 from nsflow.prior import Prior
+from nsflow.start import Start
 from nsflow.state import Problem, Settings, State, StepInfo
 from nsflow.velocity import Architecture
 
@@ -63,13 +64,14 @@ class Checkpoint:
         problem: The problem.
         settings: Its settings.
         seed: The seed.
+        start: Samples of a warm start.
     """
 
-    def __init__(self, path: Path, problem: Problem, settings: Settings, seed: int) -> None:
+    def __init__(self, path: Path, problem: Problem, settings: Settings, seed: int, start: Start | None = None) -> None:
         self.path = path
         self.problem = problem
         self.settings = settings
-        self.identity = _identity(problem.prior, settings, seed)
+        self.identity = {**_identity(problem.prior, settings, seed), "start": start.digest() if start else None}
         self.likelihood: dict[str, Any] | None = None
         self.manifest: Manifest | None = None
         self._number = 0
@@ -277,9 +279,36 @@ class Checkpoint:
             )
 
 
+def load_state(path: str | os.PathLike[str], problem: Problem, settings: Settings) -> tuple[State, int]:
+    """Read the state of a run, whatever its seed, without writing anything.
+
+    Args:
+        path: Its folder.
+        problem: Its problem, whose likelihood is recorded.
+        settings: Its settings.
+
+    Returns:
+        ``(state, seed)``.
+
+    Raises:
+        ValueError: If there is no checkpoint, or one that does not belong to this call or has no state yet.
+    """
+    folder = Path(path)
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(f"expected the folder of a checkpoint; there is none at {folder}. Give the path of a run.")
+    run = _read_manifest(folder).run
+    checkpoint = Checkpoint(folder, problem, settings, run["seed"])
+    checkpoint.identity["start"] = run.get("start")
+    saved = checkpoint.restore()
+    problem.likelihood.journal.known, problem.likelihood.journal.check = {}, None
+    if saved is None:
+        raise ValueError(f"The checkpoint {folder} has no draws yet. Let the run go on first.")
+    return saved[0], run["seed"]
+
+
 @contextmanager
 def opened(
-    path: str | os.PathLike[str], problem: Problem, settings: Settings, seed: int
+    path: str | os.PathLike[str], problem: Problem, settings: Settings, seed: int, start: Start | None = None
 ) -> Iterator[tuple[Checkpoint, tuple[State, list[StepInfo]] | None]]:
     """Open a run's folder, or make it, and hold its lock.
 
@@ -288,6 +317,7 @@ def opened(
         problem: The problem, whose likelihood is recorded.
         settings: Its settings.
         seed: The seed.
+        start: Samples of a warm start.
 
     Yields:
         ``(checkpoint, saved)``: the folder, and the state and trace that it holds, if any.
@@ -300,7 +330,7 @@ def opened(
     folder = Path(path)
     exists = _check_path(folder)
     _demand_storable(problem, settings)
-    checkpoint = Checkpoint(folder, problem, settings, seed)
+    checkpoint = Checkpoint(folder, problem, settings, seed, start)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / LOCK, "ab")
@@ -443,6 +473,8 @@ def _compare(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
     for name, value in here["settings"].items():
         if settings.get(name) != value:
             raise _mismatch(folder, f"`{name}` = {value}, this call's; got {settings.get(name)}", "settings")
+    if there.get("start") != here["start"]:
+        raise _mismatch(folder, "the samples of this call's `start`; got a run that had others, or none", "start")
     same = [np.shape(a) == np.shape(b) and np.allclose(a, b, 1e-9, 1e-12, equal_nan=True)
             for a, b in zip(there["prior"], here["prior"], strict=True)]  # fmt: skip
     if not all(same):

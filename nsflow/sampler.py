@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from nsflow.checkpoint import opened
+from nsflow.components import fit_cheap
 from nsflow.estimator import AbstractEstimator
 from nsflow.frozen import draw_frozen, largest_batch, reopen
 from nsflow.interrupt import Interrupt, listen
@@ -26,18 +27,20 @@ from nsflow.prior import Prior
 from nsflow.proposal import PriorProposal
 from nsflow.results import Results
 from nsflow.scouting import largest_search, scout
-from nsflow.state import Phase, Problem, Settings, State, StepInfo
+from nsflow.start import Start, as_start
+from nsflow.state import Phase, Problem, Settings, State, StepInfo, draw
 from nsflow.summary import summarise
 
 
 @float64
-def init(key: Array, problem: Problem, settings: Settings = Settings()) -> State:  # noqa: B008
+def init(key: Array, problem: Problem, settings: Settings = Settings(), start: Start | None = None) -> State:  # noqa: B008
     """Check the likelihood on a few points of the prior, then draw the first points.
 
     Args:
         key: JAX random key.
         problem: Likelihood and prior.
         settings: Options.
+        start: Samples to which a first component is fitted; see `run`.
 
     Returns:
         The state that `step` takes.
@@ -53,7 +56,7 @@ def init(key: Array, problem: Problem, settings: Settings = Settings()) -> State
     num_checked = check(problem.likelihood, {name: np.asarray(value)[:3] for name, value in params.items()})
     result = evaluate(problem.likelihood, params)
     require_finite(result.log_likelihood)
-    return State(
+    state = State(
         problem=problem,
         settings=settings,
         phase=Phase.LADDER,
@@ -63,6 +66,19 @@ def init(key: Array, problem: Problem, settings: Settings = Settings()) -> State
         num_calls=len(x) + num_checked,
         nan_params=(result.nan_params,),
     )
+    return state if start is None else _warm(key, state, start)
+
+
+def _warm(key: Array, state: State, start: Start) -> State:
+    """Add a component on given samples and draw a level's size from it, with its exact density in Q.
+
+    Where it does propose the posterior, the ladder climbs in the smaller levels that it takes beyond the posterior.
+    """
+    key_fit, key_draw = jax.random.split(jax.random.fold_in(key, 0))
+    component = fit_cheap(key_fit, state, *start.latent(state.problem.prior))
+    index = len(state.components)
+    state = replace(state.add(component), modes=(index,), num_given=1)
+    return draw(key_draw, state, {index: level_size(state)}, np.ones(len(state.points.x), bool))
 
 
 @float64
@@ -132,6 +148,7 @@ def run(
     max_seconds: float | None = None,
     max_levels: int | None = None,
     proposal: AbstractEstimator | None = None,
+    start: Results | Mapping[str, Any] | np.ndarray | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     settings: Settings = Settings(),  # noqa: B008
 ) -> Results:
@@ -156,6 +173,9 @@ def run(
         max_levels: Largest number of the ladder's levels; `settings.max_levels` if left out.
         proposal: What is fitted to the posterior and proposes, such as :class:`nsflow.GaussianMixtureEstimator`;
             `settings.proposal` if left out, kernels, Gaussians and flows by default.
+        start: Samples that may resemble the posterior, such as the :class:`nsflow.Results` of another model with the
+            same parameters, a dict of them, or an array with a column for each of ``prior.names``. One more component
+            of Q is fitted to them. With samples of something else a run takes more calls, and its evidence is as right.
         checkpoint: Folder in which the run is kept, such as ``"run.nsflow"``. What is killed goes on from there to the
             same bits when it is called again, and what is finished is returned at once, or extended to a larger `ess`.
         settings: Further options.
@@ -192,6 +212,7 @@ def run(
         "proposal": proposal,
     }
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    given_start = None if start is None else as_start(start, prior)
     num_prior = settings.num_first(prior.num_dims)
     if settings.max_calls < num_prior + 3:
         raise ValueError(
@@ -201,9 +222,13 @@ def run(
     deadline = time.monotonic() + (settings.max_seconds or np.inf)
     key, journal = jax.random.key(seed), Journal()
     problem = Problem(Recorded(as_likelihood(log_likelihood), journal), prior)
-    opening = nullcontext((None, None)) if checkpoint is None else opened(checkpoint, problem, settings, int(seed))
+    opening = (
+        nullcontext((None, None))
+        if checkpoint is None
+        else opened(checkpoint, problem, settings, int(seed), given_start)
+    )
     with opening as (store, saved):
-        state, trace = saved or (init(key, problem, settings), [])
+        state, trace = saved or (init(key, problem, settings, given_start), [])
         state = reopen(state) if state.phase is Phase.FINISHED else state
         with listen() as interrupt:
             journal.stop = partial(_must_stop, interrupt, deadline)

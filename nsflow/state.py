@@ -143,6 +143,7 @@ class State:
     modes: tuple[int, ...] = ()  # components on modes that scouting found
     summits: tuple[Mode, ...] = ()  # maxima that scouting has measured
     climbed: tuple[int, ...] = ()  # points from which scouting has climbed
+    num_given: int = 0  # components of a warm start, between the prior and the ladder's; each is among `modes` too
     num_scouts: int = 0  # draws from the prior at which scouting ends if it finds nothing more
     num_rounds: int = 0  # posterior rounds made
     num_waits: int = 0  # batches drawn since the contour last moved

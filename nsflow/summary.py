@@ -56,16 +56,7 @@ def _alarms(state: State, estimate: Evidence) -> tuple[str, ...]:
     alarms = []
     if state.fresh is None:
         alarms.append("no fresh draws: logZ rests on points that trained their own proposals, biased low by them")
-    # Above 0.5 the variance is infinite; with no draw of great weight that is still a matter of chance. One that counts
-    # for ten is a tenth of the error at an ESS of 10 000 and a third at 1000, where a k-hat of 0.8 comes by chance too.
-    heaviest = estimate.max_weight_share * estimate.ess
-    if (estimate.khat > 0.7 and heaviest > 10) or (estimate.khat > 0.5 and heaviest > 50):
-        alarms.append(
-            f"k-hat = {estimate.khat:.2f}, and the heaviest draw counts for {heaviest:.0f}: "
-            "the weights' tail is too heavy for the quoted error"
-        )
-    if estimate.max_weight_share > 0.05:
-        alarms.append(f"one draw carries {estimate.max_weight_share:.0%} of the evidence")
+    alarms += weight_alarms(estimate)
     if state.frozen is not None and state.frozen.num_batches > 0:
         share, num_draws = state.frozen.shares[0], state.frozen.proposal.num_draws
         # A prior that is a large part of the mixture was chosen for it: the likelihood says little there.
@@ -85,6 +76,29 @@ def _alarms(state: State, estimate: Evidence) -> tuple[str, ...]:
     if num_nan:
         alarms.append(f"the likelihood was NaN at {num_nan} points, counted as -inf")
     return tuple(alarms)
+
+
+def weight_alarms(estimate: Evidence) -> list[str]:
+    """What the weights alone tell.
+
+    Args:
+        estimate: The evidence.
+
+    Returns:
+        The alarms.
+    """
+    alarms = []
+    # Above 0.5 the variance is infinite; with no draw of great weight that is still a matter of chance. One that counts
+    # for ten is a tenth of the error at an ESS of 10 000 and a third at 1000, where a k-hat of 0.8 comes by chance too.
+    heaviest = estimate.max_weight_share * estimate.ess
+    if (estimate.khat > 0.7 and heaviest > 10) or (estimate.khat > 0.5 and heaviest > 50):
+        alarms.append(
+            f"k-hat = {estimate.khat:.2f}, and the heaviest draw counts for {heaviest:.0f}: "
+            "the weights' tail is too heavy for the quoted error"
+        )
+    if estimate.max_weight_share > 0.05:
+        alarms.append(f"one draw carries {estimate.max_weight_share:.0%} of the evidence")
+    return alarms
 
 
 def _lacks(early: Evidence, late: Evidence) -> float:

@@ -17,7 +17,8 @@ ORDER = (
     "energy", "langevin", "sde", "surrogate", "online",
     "evidence", "kernels", "wide", "proposal", "estimator", "thinning", "points", "fresh", "state",
     "components", "ladder", "scouting", "posterior", "frozen",
-    "volumes", "files", "results", "summary", "codec", "checkpoint", "sampler",
+    "volumes", "files", "results", "summary", "start", "codec", "checkpoint",
+    "merge", "sampler",
 )  # fmt: skip
 HOMES = {
     "optax": {"train"},
