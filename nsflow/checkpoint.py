@@ -39,6 +39,7 @@ MANIFEST = "manifest"
 LOCK = "lock"
 OURS = re.compile(r"manifest|lock|(segment|journal)-\d+|\..*\.tmp")
 INTERVAL = 5.0  # seconds between two checkpoints, or twenty times what one takes
+SYNC = 1.0  # seconds between two times that the journal is forced to disk
 MAX_SEGMENTS = 64  # files; beyond, and where half of their bytes are out of date, all is written anew
 FREE = ("ess", "logZ_err", "max_calls", "max_seconds", "max_levels")  # settings that may change from call to call
 NUM_COMPARED = 3  # points at which the likelihood is compared with the checkpoint's
@@ -77,7 +78,7 @@ class Checkpoint:
         self._number = 0
         self._journal: BinaryIO | None = None
         self._sizes: dict[str, int] = {}  # of the segments, bytes
-        self._saved_at, self._price = -np.inf, 0.0
+        self._saved_at, self._price, self._synced_at = -np.inf, 0.0, -np.inf
         self._phase: Any = None
         self._num_steps = -1  # that the checkpoint holds
         self.failed = False
@@ -159,7 +160,7 @@ class Checkpoint:
             self._tidy()
             self.failed = False
             self._num_steps = len(trace)
-        except OSError as error:
+        except (OSError, NotStorable) as error:
             self._warn(error)
         self._phase = state.phase
         self._saved_at = time.monotonic()
@@ -186,7 +187,7 @@ class Checkpoint:
             self._sizes[name] = _write_segment(self.path / name, new)
             segments[name] = list(new)
         journal = f"journal-{number}"
-        write_bytes(self.path / journal, b"")
+        write_bytes(self.path / journal, b"".join(self.problem.likelihood.journal.pending))
         nodes = "[" + ",".join(encoder.nodes) + "]"
         manifest = Manifest(self.identity, self.likelihood, [], root, segments, journal)
         _write_manifest(self.path, manifest, nodes)
@@ -210,11 +211,14 @@ class Checkpoint:
         try:
             self._journal.write(piece)
             self._journal.flush()
+            if time.monotonic() - self._synced_at > SYNC:  # a kill needs none, a power cut does
+                os.fsync(self._journal.fileno())
+                self._synced_at = time.monotonic()
         except OSError as error:
             self.close()
             self._warn(error)
 
-    def _warn(self, error: OSError) -> None:
+    def _warn(self, error: Exception) -> None:
         self.failed = True
         warnings.warn(
             f"The checkpoint {self.path} could not be written ({error}). The run goes on and its result is not "

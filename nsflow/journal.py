@@ -43,8 +43,13 @@ class Journal:
         self.known = known or {}
         self.check: Callable[[dict[str, float], Columns], Any] | None = None  # of a known row and the same one now
         self.stop: Callable[[], str] = lambda: ""  # the reason to stop now, or nothing
-        self.num_calls = 0  # likelihood calls since `num_calls` was last set to zero
+        self.num_calls = 0  # likelihood calls of the step at work
+        self.pending: list[bytes] = []  # its pieces, for a checkpoint that is written before it is done
         self._size = 16
+
+    def begin_step(self) -> None:
+        """Forget the step that is done."""
+        self.num_calls, self.pending = 0, []
 
     def recall(
         self,
@@ -81,6 +86,8 @@ class Journal:
         if start and self.check:
             self.check(self.known[keys[0]], compute(slice(0, 1)))
             self.check = None
+        if start and self.keep:
+            self.pending.append(record(keys[:start], _join(pieces)))
         while start < len(rows):
             if reason := self.stop():
                 raise Stopped(reason)
@@ -91,7 +98,8 @@ class Journal:
             self._size = _next_size(self._size, piece.stop - start, time.monotonic() - began)
             self.num_calls += price * (piece.stop - start)
             if self.keep:
-                self.keep(record(keys[piece], pieces[-1]))
+                self.pending.append(record(keys[piece], pieces[-1]))
+                self.keep(self.pending[-1])
             start = piece.stop
         return _join(pieces)
 

@@ -233,18 +233,19 @@ def run(
         with listen() as interrupt:
             journal.stop = partial(_must_stop, interrupt, deadline)
             try:
+                journal.begin_step()
                 while not (reason := stop_reason(state) or journal.stop()):
                     if store:
                         store.offer(state, trace)
-                    journal.num_calls = 0
                     state, info = step(jax.random.fold_in(key, len(trace) + 1), state)
                     trace.append(info)
-                calls_in_vain = 0
+                    journal.begin_step()
             except Stopped as stopped:
-                reason, calls_in_vain = str(stopped), journal.num_calls
+                reason = str(stopped)
             if store:
                 store.save(state, trace)
-    return summarise(replace(state, num_calls=state.num_calls + calls_in_vain), trace, int(seed), reason)
+    # What a step had evaluated when it was left is no part of the result, but has been paid for.
+    return summarise(replace(state, num_calls=state.num_calls + journal.num_calls), trace, int(seed), reason)
 
 
 def _must_stop(interrupt: Interrupt, deadline: float) -> str:

@@ -130,15 +130,35 @@ def test_finished_run_is_returned_at_once_and_extended(whole, copy):
 
 
 def test_signal_writes_a_checkpoint_that_goes_on_to_the_same_bits(whole, tmp_path):
+    """Two signals in the middle of batches: what these have evaluated is not evaluated again."""
     path, calls = tmp_path / "run.nsflow", []
 
     def signalling(p):
         calls.append(p)
-        if len(calls) == 1500:
+        if len(calls) in (1700, 2300):
             os.kill(os.getpid(), 15)
         return gaussian(p)
 
-    assert run(path, signalling, vectorized=False).stop_reason == "interrupted"
+    for _ in range(2):
+        interrupted = run(path, signalling, vectorized=False)
+        assert interrupted.stop_reason == "interrupted"
+    assert run(path, signalling, vectorized=False) == whole
+    assert len(calls) == whole.num_calls + 3 * 3  # three starts compare three points each
+
+
+def test_run_killed_in_its_first_draws_is_known_by_their_values(whole, tmp_path):
+    path, calls = tmp_path / "run.nsflow", []
+
+    def dying(p):
+        calls.append(p)
+        if len(calls) == 500:
+            raise Killed
+        return gaussian(p)
+
+    with pytest.raises(Killed):
+        run(path, dying, vectorized=False)
+    with pytest.raises(ValueError, match="a log-likelihood of"):
+        run(path, lambda p: gaussian(p) - 1e-3, vectorized=False)
     assert run(path) == whole
 
 
