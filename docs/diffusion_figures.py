@@ -54,7 +54,7 @@ def forward(page: dict[str, Any]) -> Any:
 
 
 def fields(page: dict[str, Any]) -> Any:
-    """Held-out log-density while training, and velocity fields of flow matching and of a score."""
+    """Held-out log-density while training, and velocities of flow matching and of a score on the points of the path."""
     figure, axes = plt.subplots(2, 4, figsize=(12, 5.6), layout="constrained")
     for (name, (_, info)), colour in zip(page["fits"].items(), COLOURS, strict=True):
         scores = np.array(info.training.scores)
@@ -62,18 +62,28 @@ def fields(page: dict[str, Any]) -> Any:
         losses = np.array(info.training.losses)
         axes[1, 0].plot(200 * np.arange(1, len(losses) + 1), losses - losses[-1], ".-", color=colour, linewidth=0.9)
     axes[0, 0].set(title="held-out log-density, whitened", xlabel="gradient steps", ylim=(-2.9, None))
-    axes[0, 0].legend(fontsize=6, frameon=False)
+    axes[0, 0].legend(fontsize=7, frameon=False)
     axes[1, 0].set(title="loss above its last value", xlabel="gradient steps")
-    axis = np.linspace(-2.2, 2.2, 15)
-    x = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    rng, path = np.random.default_rng(0), page["path"]
     for row, name in zip(axes, ("flow matching", "denoising score matching"), strict=True):
         flow = page["fits"][name][0]
-        for panel, t in zip(row[1:], (0.3, 0.6, 0.9), strict=True):
-            v = jax.vmap(lambda x, t=t, flow=flow: flow.velocity(jnp.asarray(t, jnp.float32), x))(
-                jnp.asarray(x, jnp.float32)
+        white = np.linalg.solve(flow.scale, (page["points"] - flow.mean).T).T
+        for panel, t in zip(row[1:], (0.5, 0.7, 0.9), strict=True):
+            at = jnp.asarray(t, jnp.float32)
+            x = float(path.alpha(at)) * white + float(path.sigma(at)) * rng.normal(size=white.shape)
+            v = jax.vmap(lambda x, at=at, flow=flow: flow.velocity(at, x))(jnp.asarray(x[:250], jnp.float32))
+            panel.scatter(*x.T, color="#c8d3de", s=2, linewidths=0)
+            # Arrows as long as the way that a point would go in a quarter of the time.
+            panel.quiver(
+                *x[:250].T,
+                *np.asarray(v).T,
+                color=COLOURS[0],
+                width=0.005,
+                angles="xy",
+                scale_units="xy",
+                scale=4,
             )
-            panel.quiver(*x.T, *np.asarray(v).T, color=COLOURS[0], width=0.004)
-            bare(panel, f"{name}, t = {t}", (-2.4, 2.4, -2.4, 2.4))
+            bare(panel, f"{name.removesuffix(' matching')}, t = {t}", (-2.6, 2.6, -2.6, 2.6))
     return figure
 
 
@@ -92,11 +102,11 @@ def strip(page: dict[str, Any]) -> Any:
     """The flow from prior to posterior, stopped on its way, in the parameters of the problem."""
     figure, axes = plt.subplots(1, 6, figsize=(13, 2.5), layout="constrained")
     flow, z = page["carried"].map, page["carried"].base.sample(jax.random.key(0), 3000, 2)
-    for axis, end in zip(axes, (0.0, 0.4, 0.6, 0.75, 0.9, 1.0), strict=True):
+    for axis, end in zip(axes, (0.0, 0.4, 0.7, 0.85, 0.95, 1.0), strict=True):
         slowed = lambda t, x, end=end: end * flow.velocity(end * t, x)  # noqa: E731
-        x = jax.vmap(lambda z, slowed=slowed: integrate(slowed, z, 20, backwards=False))(z)
+        x = jax.vmap(lambda z, slowed=slowed: integrate(slowed, z, 24, backwards=False))(z)
         axis.scatter(*np.asarray(page["prior"].forward(np.asarray(x, np.float64))["x"]).T, color=COLOURS[0], **DOTS)
-        bare(axis, f"t = {end}", (-3, 4, -3, 4))
+        bare(axis, f"t = {end}", (-2, 3, -2, 2.5))
     return figure
 
 
@@ -108,6 +118,7 @@ def main() -> None:
     page = execute()
     print({name: round(float(value), 3) for name, value in page["log_probs"].items()})
     constant, error = page["log_constant"], page["energy"].logZ_err
+    print(f"the prior carried to the posterior: {page['carried_log_prob']:.3f}")
     print(f"mass {page['mass']:.4f}, log of the energy's constant {constant:.3f} +- {error:.3f}")
     for draw in (forward, fields, dynamics, strip):
         draw(page).savefig(args.output / f"diffusion-{draw.__name__}.png", dpi=80)

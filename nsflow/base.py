@@ -8,6 +8,8 @@ from typing import Any, ClassVar, final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from nsflow.precision import standard_promotion
@@ -43,6 +45,10 @@ class AbstractBase(ABC):
         Returns:
             The log-density, a scalar.
         """
+
+    def log_prob_each(self, z: Float[Array, "n d"]) -> Float[Array, " n"]:
+        """Log-densities of points, nats, shape ``(n,)``."""
+        return jax.vmap(self.log_prob)(z)
 
 
 @final
@@ -151,6 +157,50 @@ class Given(AbstractBase):
     def log_prob(self, z: Float[Array, " d"]) -> Float[Array, ""]:
         """Log-density of one point, nats."""
         return jnp.asarray(self.density(z[None]))[0].astype(z.dtype)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class AnyDistribution(AbstractBase):
+    """Any object with ``sample(key, n)`` and ``log_prob(points)``, in the coordinates of the data: another flow, say.
+
+    Neither need be traceable by JAX. Training then takes its draws from a pool; draws of the fitted flow are fresh.
+
+    Args:
+        distribution: The object.
+        num_pooled: Draws in the pool.
+
+    Example:
+        >>> from nsflow.gaussian import Gaussian
+        >>> base = AnyDistribution(Gaussian(np.ones(2), np.eye(2)))
+        >>> jax.jit(lambda key: base.sample(key, 5, 2))(jax.random.key(0)).shape
+        (5, 2)
+    """
+
+    is_white: ClassVar[bool] = False
+    distribution: Any
+    num_pooled: int = 65_536
+
+    def __post_init__(self) -> None:
+        """Draw the pool, outside of any compilation."""
+        pool = np.asarray(self.distribution.sample(jax.random.key(0), self.num_pooled), np.float32)
+        object.__setattr__(self, "_pool", pool)
+
+    def sample(self, key: Array, num_samples: int, num_dims: int) -> Float[Array, "n d"]:
+        """Draw points in float32, shape ``(n, d)``: from the pool inside a compiled function, else fresh ones."""
+        if isinstance(key, Tracer):
+            pool = jnp.asarray(getattr(self, "_pool"))  # noqa: B009
+            return pool[jax.random.randint(key, (num_samples,), 0, self.num_pooled)].reshape(num_samples, num_dims)
+        points = np.asarray(self.distribution.sample(key, num_samples), np.float32)
+        return jnp.asarray(points.reshape(num_samples, num_dims))
+
+    def log_prob(self, z: Float[Array, " d"]) -> Float[Array, ""]:
+        """Log-density of one point, nats."""
+        return self.log_prob_each(z[None])[0]
+
+    def log_prob_each(self, z: Float[Array, "n d"]) -> Float[Array, " n"]:
+        """Log-densities of points, nats, shape ``(n,)``."""
+        return jnp.asarray(np.asarray(self.distribution.log_prob(np.asarray(z))))
 
 
 def _log_normaliser(num_dims: int) -> float:

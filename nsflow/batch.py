@@ -1,7 +1,7 @@
-"""Batches of parameters, and how messages show them."""
+"""Batches of parameters and of what a likelihood returns, and how messages show them."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,46 @@ def rows(batch: dict[str, np.ndarray], index: slice | np.ndarray) -> dict[str, n
     return {name: np.array(array[index]) for name, array in batch.items()}
 
 
+class Values(NamedTuple):
+    """What a likelihood returned for a batch of points."""
+
+    log_likelihood: np.ndarray  # (n,), nats, float64
+    derived: dict[Any, np.ndarray]  # further numbers of each point, (n,) each
+
+
+def split(output: Any) -> tuple[Any, Mapping[Any, Any]]:
+    """Take the derived parameters, if there are any, from what a likelihood returned.
+
+    Example:
+        >>> split((-1.0, {"h": 0.7})), split(-1.0)
+        ((-1.0, {'h': 0.7}), (-1.0, {}))
+    """
+    if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Mapping):
+        return output
+    return output, {}
+
+
+def join_derived(parts: Sequence[tuple[int, Mapping[Any, np.ndarray]]]) -> dict[Any, np.ndarray]:
+    """Append derived parameters of batches of points, each with its length; NaN where a batch lacks one.
+
+    A likelihood that returns -inf early has not computed them.
+
+    Example:
+        >>> join_derived([(1, {}), (2, {"h": np.array([0.6, 0.7])})])
+        {'h': array([nan, 0.6, 0.7])}
+    """
+    names = dict.fromkeys(name for _, derived in parts for name in derived)
+    return {
+        name: np.concatenate([derived.get(name, np.full(size, np.nan)) for size, derived in parts]) for name in names
+    }
+
+
+def join_values(parts: Sequence[Values]) -> Values:
+    """Append the values of batches of points."""
+    log_likelihood = np.concatenate([part.log_likelihood for part in parts])
+    return Values(log_likelihood, join_derived([(len(part.log_likelihood), part.derived) for part in parts]))
+
+
 def require_callable(owner: str, function: object) -> Callable[[Any], Any]:
     """Return a function, or refuse what is none."""
     if not callable(function):
@@ -33,26 +73,9 @@ def require_callable(owner: str, function: object) -> Callable[[Any], Any]:
     return function
 
 
-def same_type(error: Exception, message: str) -> Exception:
-    """Return an exception of the same type with this message, or the nearest type that can show one."""
-    kind = type(error)
-    if kind is KeyError:  # prints its message quoted and escaped
-        return LookupError(message)
-    if kind.__module__ == "builtins":
-        try:
-            return kind(message)
-        except TypeError:
-            pass
-    return RuntimeError(message)
-
-
-def describe(error: Exception) -> str:
-    """Type and message of an exception."""
-    return f"{type(error).__name__}: {error}"
-
-
 def name_of(function: Any) -> str:
     """Name of a function, or of the type of a callable object."""
+    function = getattr(function, "func", function)  # of a `functools.partial`
     return getattr(function, "__name__", type(function).__name__)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ from nsflow.kernels import Kernels
 from nsflow.modes import Mode
 from nsflow.path import LinearPath, TrigonometricPath
 from nsflow.points import Points
+from nsflow.prior import Prior
 from nsflow.process import ProcessPath, SubVariancePreserving, VarianceExploding, VariancePreserving
 from nsflow.proposal import Draws, MetaProposal, Mixture, PriorProposal
 from nsflow.pushforward import Pushforward
@@ -50,7 +52,7 @@ CLASSES: dict[str, type] = {
     for cls in (
         *(Architecture, Batches, Blueprint, ConstantSchedule, CosineSchedule, Draws, EdgedBall, Flow, Gaussian),
         *(KernelDensity, Kernels, LinearPath, LinearSchedule, MetaProposal, Mixture, Mode, Normal, Points),
-        *(PriorProposal, ProcessPath, Pushforward, State, StepInfo, SubVariancePreserving, Surrogate, Thinned),
+        *(PriorProposal, Problem, ProcessPath, Pushforward, State, StepInfo, SubVariancePreserving, Surrogate, Thinned),
         *(TrigonometricPath, VarianceExploding, VariancePreserving, Wide, velocity._Static),
         *(surrogate._Interpolation, surrogate._Network),
     )
@@ -114,7 +116,12 @@ def given_by(problem: Problem, settings: Settings) -> Given:
     Returns:
         Name -> object.
     """
-    given: dict[str, Any] = {"problem": problem, "problem.prior": problem.prior, "settings": settings}
+    given: dict[str, Any] = {
+        "problem": problem,
+        "problem.likelihood": problem.likelihood,
+        "problem.prior": problem.prior,
+        "settings": settings,
+    }
 
     def walk(name: str, value: Any) -> None:
         for part in fields(value):
@@ -184,7 +191,9 @@ class Encoder:
                 return ["rows", self._class(type(value[0])), [self._column(c) for c in zip(*value, strict=True)]]
         if type(value) in (tuple, list):
             return [type(value).__name__, [self.encode(item) for item in value]]
-        if type(value) is dict and all(type(key) is str for key in value):
+        if isinstance(value, Prior):  # that of the call, with its circles cut open elsewhere
+            return ["prior", self.encode(value.phases)]
+        if type(value) in (dict, MappingProxyType) and all(type(key) is str for key in value):
             return ["dict", list(value), [self.encode(item) for item in value.values()]]
         if type(value) in (partial, Partial) and not value.keywords:
             # JAX keeps a partial within a Partial apart by a wrapper, whose content is `fun`.
@@ -271,6 +280,8 @@ def _value(node: list[Any], values: list[Any], given: Given, block: Callable[[st
             return value
         case ["given", str(name)]:
             return given[name]
+        case ["prior", int(phases)]:
+            return given["problem.prior"].turn(values[phases])
         case ["phase", str(name)]:
             return Phase(name)
         case ["scalar" | "jax" | "array" as kind, str(dtype), list(shape), data]:

@@ -11,35 +11,40 @@ import scipy.stats
 from numpyro.distributions import biject_to
 from numpyro.distributions.discrete import HurdleProbs, ZeroInflatedProbs
 
+from nsflow.discrete import Discrete, table
 from nsflow.parameter import LATENT_EDGE, Bijected, HostNormalScore, NormalScore, Parameter
+from nsflow.periodic import Periodic, Turned
 from nsflow.precision import float64
 from nsflow.quantile import CLOSED_FORMS, from_normal, numpyro_quantile, to_normal
 
 
 @float64
 def as_parameter(name: str, distribution: Any) -> Parameter:
-    """Return the parameter with this distribution, after checking that it is a proper, continuous one.
+    """Return the parameter with this distribution, after checking that it is a proper one.
 
     Args:
         name: The parameter's name, for the messages.
-        distribution: A numpyro distribution or a frozen scipy distribution.
+        distribution: A numpyro distribution, a frozen scipy distribution, or either of them in a `Periodic`.
 
     Returns:
         The parameter. Its latent vector is N(0, I) where the distribution has a quantile function.
 
     Raises:
         TypeError: If `distribution` is neither.
-        ValueError: If it is improper, discrete, has invalid arguments or no map to a latent vector.
+        ValueError: If it is improper, discrete but not of single numbers, has invalid arguments or no map to a latent
+            vector.
 
     Example:
         >>> as_parameter("b", dist.Normal(jnp.zeros(3), 1.0)).shape
         (3,)
     """
+    if isinstance(distribution, Periodic):
+        return _periodic(name, distribution.distribution)
     if isinstance(distribution, dist.Distribution):
         return _numpyro_parameter(name, distribution)
     kind = getattr(distribution, "dist", None)
     if isinstance(kind, scipy.stats.rv_discrete):
-        raise _discrete(name, f"scipy.stats.{kind.name}")
+        return _scipy_discrete(name, distribution, kind)
     if isinstance(kind, scipy.stats.rv_continuous):
         return _scipy_parameter(name, distribution, kind)
     if isinstance(distribution, type(scipy.stats.multivariate_normal())):
@@ -62,11 +67,21 @@ def _advice(thing: Any) -> str:
     return "Write for instance `numpyro.distributions.Uniform(0, 1)`."
 
 
-def _discrete(name: str, got: str) -> ValueError:
+def _discrete(name: str, got: str, why: str) -> ValueError:
     return ValueError(
-        f"`Prior` expected a continuous distribution for parameter {name!r}; got the discrete {got}. "
-        "Sum over its values inside the likelihood, or compare one run per value."
+        f"`Prior` expected a continuous distribution or one of single integers for parameter {name!r}; got the "
+        f"discrete {got}, which has {why}. Sum over its values inside the likelihood, or compare one run per value."
     )
+
+
+def _periodic(name: str, distribution: Any) -> Parameter:
+    base = as_parameter(name, distribution)
+    if not isinstance(base, NormalScore | HostNormalScore) or isinstance(distribution, dist.MultivariateNormal):
+        raise ValueError(
+            f"`Periodic` expected a distribution with a quantile function for parameter {name!r}; got "
+            f"{distribution!r}. For an angle write `Uniform(0, 2 * jnp.pi)` or `scipy.stats.vonmises(kappa)`."
+        )
+    return Turned(base, np.zeros(base.num_dims))
 
 
 # ---- numpyro
@@ -82,6 +97,8 @@ def _numpyro_parameter(name: str, distribution: Any) -> Parameter:
             f"`Prior` expected at least one number for parameter {name!r}; got {_describe(distribution)} of shape "
             f"{shape}. Leave the parameter out."
         )
+    if _is_discrete(distribution):
+        return _numpyro_discrete(name, distribution, shape)
     distribution = _in_float64(distribution)
     *_, core = _wrappers(distribution)
     maps = _normal_score_maps(core, shape)
@@ -135,8 +152,6 @@ def _check_layer(name: str, layer: Any) -> None:
                 f"`Prior` expected a proper distribution for parameter {name!r}; got {_describe(layer)}, "
                 f"which is {reason}."
             )
-    if getattr(layer.support, "is_discrete", False):
-        raise _discrete(name, _describe(layer))
     low, high = getattr(layer, "low", None), getattr(layer, "high", None)
     if low is not None and high is not None and not np.all(np.asarray(low) < np.asarray(high)):
         raise ValueError(
@@ -167,6 +182,51 @@ def _check_arguments(name: str, layer: Any) -> None:
             f"`Prior` expected valid arguments for the distribution of parameter {name!r}; got {_describe(layer)}. "
             f"Numpyro says: {error}"
         ) from error
+
+
+def _is_discrete(distribution: Any) -> bool:
+    return bool(getattr(distribution.support, "is_discrete", False))
+
+
+def _numpyro_discrete(name: str, distribution: Any, shape: tuple[int, ...]) -> Parameter:
+    *_, core = _wrappers(distribution)
+    lowest, highest = getattr(core.support, "lower_bound", 0), getattr(core.support, "upper_bound", np.inf)
+    if core.event_shape != () or np.ndim(lowest) > 0 or np.ndim(highest) > 0 and np.ptp(highest) > 0:
+        raise _discrete(name, _describe(core), "no probability for each number by itself, or its own range for each")
+    if isinstance(core, dist.BernoulliProbs | dist.BernoulliLogits):
+        highest = 1
+    num_elements = int(np.prod(shape, dtype=int))
+
+    def log_prob(values: np.ndarray) -> np.ndarray:
+        columns = values.reshape((-1,) + (1,) * len(shape))
+        each = core.log_prob(jnp.asarray(np.broadcast_to(columns, (len(values), *shape))))
+        return np.asarray(each, np.float64).reshape(len(values), num_elements)
+
+    return _tabulated(name, _describe(core), shape, log_prob, int(lowest), float(np.max(highest)))
+
+
+def _scipy_discrete(name: str, distribution: Any, kind: Any) -> Parameter:
+    lowest, highest = (np.asarray(bound, np.float64) for bound in distribution.support())
+    got = f"scipy.stats.{kind.name} with {distribution.args} {distribution.kwds}"
+    if lowest.ndim > 0 or not np.isfinite(lowest):
+        raise _discrete(name, got, "no smallest value, or its own for each element")
+
+    def log_prob(values: np.ndarray) -> np.ndarray:
+        return np.asarray(distribution.logpmf(values), np.float64)[:, None]
+
+    return _tabulated(name, got, (), log_prob, int(lowest), float(highest))
+
+
+def _tabulated(
+    name: str, got: str, shape: tuple[int, ...], log_prob: Callable[..., Any], lowest: int, highest: float
+) -> Parameter:
+    try:
+        lowest, log_probs = table(log_prob, lowest, highest)
+    except ValueError as error:
+        raise _discrete(name, got, str(error)) from error
+    if np.sum(np.isfinite(log_probs[0])) < 2:
+        raise _discrete(name, got, "one value only")
+    return Discrete(shape, lowest, log_probs)
 
 
 def _describe(distribution: Any) -> str:

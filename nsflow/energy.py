@@ -63,7 +63,9 @@ def _slope(potential: Any, t: Array, x: Array) -> Array:
 @final
 @dataclass(frozen=True)
 class EnergyModel:
-    r"""Density proportional to :math:`e^{-E(x)}`, where :math:`E = \psi(t, z) / \sigma(t)` at one small noise scale.
+    r"""Density proportional to :math:`e^{-E(x)}`, where :math:`E = \psi(t, w z) / \sigma(t)` at one small noise scale.
+
+    The points of the path there have the width :math:`w = (\alpha^2 + \sigma^2)^{1/2}`, the whitened data z unit width.
 
     What it is proportional to is a likelihood as good as any: under a uniform prior of volume V, `nsflow.run` gives
     :math:`\log \int e^{-E}\,dx = \log Z + \log V`.
@@ -152,7 +154,9 @@ class EnergyModel:
         """
         z = jnp.linalg.solve(jnp.asarray(self.whole.scale, x.dtype), x - jnp.asarray(self.whole.mean, x.dtype))
         t = jnp.asarray(self.time, x.dtype)
-        return -(self.potential(t, z) / self.path.sigma(t)).astype(x.dtype)
+        sigma = self.path.sigma(t)
+        width = jnp.sqrt(self.path.alpha(t) ** 2 + sigma**2)
+        return -(self.potential(t, width * z) / sigma).astype(x.dtype)
 
     def score(self, x: Float[Array, " d"]) -> Float[Array, " d"]:
         """Gradient of :meth:`log_density`."""

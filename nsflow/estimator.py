@@ -43,7 +43,7 @@ class AbstractEstimator(ABC):
             log_weights: Their log-weights in nats up to a constant, shape ``(n,)``.
 
         Returns:
-            An object with ``sample_and_log_prob(key, n)`` and ``log_prob(x)``.
+            An object with ``sample_and_log_prob(key, n)`` and ``log_prob(x)``, here ``sample(key, n)`` too.
         """
 
 

@@ -1,11 +1,13 @@
 """Draws that trained none of what proposed them: all that the headline rests on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from nsflow.batch import join_derived
 from nsflow.evidence import Evidence, log_evidence
 from nsflow.proposal import Draws, MetaProposal
 
@@ -19,6 +21,7 @@ class Batches(NamedTuple):
     draws: Draws
     log_likelihood: Float[np.ndarray, " n"]  # nats
     log_prior: Float[np.ndarray, " n"]  # log-density of the prior in latent space, nats
+    derived: Mapping[str, np.ndarray] = MappingProxyType({})  # what the likelihood returned beside log L, (n,) each
 
     @property
     def log_weights(self) -> Float[np.ndarray, " n"]:
@@ -32,7 +35,12 @@ class Batches(NamedTuple):
 
     @property
     def shares(self) -> Float[np.ndarray, " j"]:
-        """Share of the evidence that each component proposes: every draw is split by their parts of Q there."""
+        """Share of the evidence that each component proposes: every draw is split by their parts of Q there.
+
+        Of no evidence at all, its share of the draws.
+        """
+        if not np.any(self.log_weights > -np.inf):
+            return np.asarray(self.proposal.num_draws) / sum(self.proposal.num_draws)
         weights = np.exp(self.log_weights - np.max(self.log_weights))
         part = np.exp(self.draws.log_q - self.draws.log_Q[:, None]) * self.proposal.num_draws
         return weights @ part / (np.sum(weights) * sum(self.proposal.num_draws))
@@ -50,6 +58,7 @@ class Fresh(NamedTuple):
     log_weights: Float[np.ndarray, " n"]  # nats; their mean over all draws is the evidence
     stratum: Int[np.ndarray, " n"]
     num_draws: Int[np.ndarray, " j"]  # of each stratum, dropped ones included
+    derived: Mapping[str, np.ndarray] = MappingProxyType({})  # what the likelihood returned beside log L, (n,) each
 
     def estimate(self) -> Evidence:
         """Evidence of all draws."""
@@ -84,4 +93,5 @@ def pool(batches: Sequence[Batches], credits: Sequence[float]) -> Fresh:
         np.concatenate(log_weights),
         np.concatenate([b.draws.component + j for b, j in zip(batches, first, strict=False)]),
         np.concatenate(num_draws),
+        join_derived([(len(b.log_prior), b.derived) for b in batches]),
     )

@@ -20,16 +20,15 @@ def draw_frozen(key: Array, state: State) -> tuple[State, StepInfo]:
     assert state.frozen is not None
     state, frozen = extend(key, state, state.frozen)
     state = replace(state, frozen=frozen)
-    own = frozen.estimate()
-    info = StepInfo(str(Phase.FROZEN), state.num_calls, state.contours[-1], own.logZ, own.ess, float("nan"), False)
     if frozen.num_batches < state.num_planned:
-        return state, info
+        return state, _describe(state)
+    own = frozen.estimate()
     if state.num_restarts < state.settings.max_restarts and _needs_training(frozen, own):
-        return _restart(state), info
+        return _restart(state), _describe(state)
     if not state.credits:
         state = replace(state, credits=_credits(state.rounds, frozen))
-    assert state.fresh is not None
-    missing = _missing(state.settings, state.fresh.estimate())
+    info = _describe(state)
+    missing = _missing(state.settings, info.ess, info.logZ_err)
     if missing <= 0:
         return replace(state, phase=Phase.FINISHED), info
     return replace(state, num_planned=_plan(frozen.num_batches, own.ess, missing)), info
@@ -38,20 +37,29 @@ def draw_frozen(key: Array, state: State) -> tuple[State, StepInfo]:
 def reopen(state: State) -> State:
     """Take up a finished run again where its settings ask for more by now."""
     assert state.frozen is not None
-    assert state.fresh is not None
-    missing = _missing(state.settings, state.fresh.estimate())
+    now, frozen = _describe(state), state.frozen
+    missing = _missing(state.settings, now.ess, now.logZ_err)
     if missing <= 0:
         return state
-    frozen = state.frozen
     return replace(state, phase=Phase.FROZEN, num_planned=_plan(frozen.num_batches, frozen.estimate().ess, missing))
 
 
-def _missing(settings: Settings, estimate: Evidence) -> float:
+def _missing(settings: Settings, ess: float, logZ_err: float) -> float:
     """Effective samples that the targets still ask for: the error falls with the root of their number."""
-    missing = settings.ess - estimate.ess
+    missing = settings.ess - ess
     if settings.logZ_err is None:
         return missing
-    return max(missing, max(estimate.ess, 1.0) * ((estimate.logZ_err / settings.logZ_err) ** 2 - 1))
+    return max(missing, max(ess, 1.0) * ((logZ_err / settings.logZ_err) ** 2 - 1))
+
+
+def _describe(state: State) -> StepInfo:
+    """What a batch did, as the draws that count see it: the last one says what the result will."""
+    assert state.fresh is not None
+    now = state.fresh.estimate()
+    held_out = float("nan")
+    return StepInfo(
+        str(Phase.FROZEN), state.num_calls, state.contours[-1], now.logZ, now.ess, held_out, False, now.logZ_err
+    )
 
 
 def _credits(rounds: Sequence[Batches], frozen: Batches) -> tuple[float, ...]:

@@ -1,12 +1,14 @@
 """Likelihoods in plain Python: one point or many at once, here or through a pool."""
 
-import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 
-from nsflow.batch import describe, name_of, num_points, require_callable, rows, same_type, show, show_shapes
+from nsflow.batch import Values, join_values, name_of, num_points, require_callable, rows, show, show_shapes, split
+from nsflow.failure import Failure, LikelihoodError, Lost, explain, portable
+from nsflow.workers import Workers
 
 
 @final
@@ -15,116 +17,207 @@ class HostLikelihood:
 
     Args:
         function: Takes a dict of numpy arrays (scalars as ``np.float64``) as the prior names and shapes them, and
-            returns the log-likelihood in nats. It must not depend on how points are grouped.
+            returns the log-likelihood in nats, or ``(log_likelihood, {"name": number})`` with derived parameters. It
+            must not depend on how points are grouped.
         vectorized: Whether `function` takes many points at once: every array has a leading axis of length n, and
             n values come back.
-        pool: Anything with `map` (multiprocessing, concurrent.futures, schwimmbad, mpi4py, a dask Client), or None
-            to work in this process. `function` must then be picklable where the pool needs that.
-        num_chunks: Number of pieces into which a batch is cut for the pool; default: the number of processors here.
+        pool: Anything with `map` (multiprocessing, concurrent.futures, schwimmbad, mpi4py.futures, a dask Client,
+            `ray.util.multiprocessing`), a function or class without arguments that makes one, or None to work in this
+            process. `function` must then be picklable where the pool needs that.
+        num_chunks: Number of pieces into which a batch is cut for the pool. If left out one a worker of a vectorized
+            function, four of another one, and one a point where there is a `timeout`.
+        timeout: Seconds that one call of `function` may take; it needs a `pool`. None waits for ever.
+        retries: How often a call that raised, or whose worker died or hung, is made again before it is reported.
 
     Raises:
-        TypeError: If `function` cannot be called, or `pool` has no `map`.
-        ValueError: If `num_chunks` is not a positive integer.
+        TypeError: If `function` cannot be called, or `pool` is no pool.
+        ValueError: If `num_chunks` is not a positive integer, `retries` not a natural number, or `timeout` not a
+            positive number or set without a pool that can give up a call.
 
     Example:
         >>> likelihood = HostLikelihood(lambda params: -0.5 * np.sum(params["x"] ** 2, axis=-1), vectorized=True)
-        >>> evaluate_host(likelihood, {"x": np.ones((3, 2))})
+        >>> evaluate_host(likelihood, {"x": np.ones((3, 2))}).log_likelihood
         array([-1., -1., -1.])
     """
 
-    __slots__ = ("function", "num_chunks", "pool", "vectorized")
+    __slots__ = ("function", "num_chunks", "pool", "retries", "timeout", "vectorized", "workers")
     function: Callable[[Any], Any]
     vectorized: bool
     pool: Any
-    num_chunks: int
+    num_chunks: int | None
+    timeout: float | None
+    retries: int
+    workers: Workers | None
 
     def __init__(
-        self, function: object, *, vectorized: bool = False, pool: Any = None, num_chunks: int | None = None
+        self,
+        function: object,
+        *,
+        vectorized: bool = False,
+        pool: Any = None,
+        num_chunks: Any = None,
+        timeout: Any = None,
+        retries: Any = 2,
     ) -> None:
         function = require_callable("HostLikelihood", function)
-        if pool is not None and not callable(getattr(pool, "map", None)):
-            raise TypeError(
-                f"`HostLikelihood` expected a `pool` with a `map` method; got {pool!r}. Give for instance "
-                "`multiprocessing.Pool()` or `concurrent.futures.ProcessPoolExecutor()`."
-            )
-        num_chunks = (os.cpu_count() or 1) if num_chunks is None else num_chunks
-        if num_chunks != int(num_chunks) or num_chunks < 1:
-            raise ValueError(
-                f"`HostLikelihood` expected a positive integer `num_chunks`; got {num_chunks!r}. "
-                "Give the number of workers of the pool."
-            )
-        for name, value in zip(self.__slots__, (function, int(num_chunks), pool, bool(vectorized)), strict=True):
+        if num_chunks is not None:
+            num_chunks = _integer("num_chunks", num_chunks, 1, "Give the number of workers of the pool.")
+        retries = _integer("retries", retries, 0, "Give how often a failing call is made again; 0 for never.")
+        if timeout is not None:
+            timeout = _seconds(timeout, pool)
+        workers = None if pool is None else Workers(pool, timeout)
+        values = function, num_chunks, pool, retries, timeout, bool(vectorized), workers
+        for name, value in zip(self.__slots__, values, strict=True):
             object.__setattr__(self, name, value)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"`HostLikelihood` is immutable: cannot set {name!r}. Build a new one.")
 
 
-def evaluate_host(likelihood: HostLikelihood, host: dict[str, np.ndarray]) -> np.ndarray:
-    """Evaluate in chunks, through the pool where there is one, and check what comes back."""
+def evaluate_host(likelihood: HostLikelihood, host: dict[str, np.ndarray], *, retries: int | None = None) -> Values:
+    """Evaluate in chunks, through the pool where there is one, and check what comes back.
+
+    Args:
+        likelihood: The likelihood.
+        host: Parameters, each of shape ``(n, *shape)``.
+        retries: How often what fails is tried again; the likelihood's own number if left out.
+
+    Returns:
+        The values.
+
+    Raises:
+        LikelihoodError: If a worker died or hung, as often as it was tried.
+        Exception: What the function raised, of the same type where that can be, with the point in the message.
+    """
+    retries = likelihood.retries if retries is None else retries
+    task = _Task(likelihood.function, likelihood.vectorized, retries, is_sent=likelihood.workers is not None)
+    if num_points(host) == 0:
+        return Values(np.zeros(0), {})
+    if likelihood.workers is None:
+        return _require(task(rows(host, slice(None))), task)
+    return join_values([_require(result, task) for result in _through(likelihood, likelihood.workers, task, host)])
+
+
+def _through(likelihood: HostLikelihood, workers: Workers, task: "_Task", host: dict[str, np.ndarray]) -> list[Any]:
+    """Send chunks through the pool, and those whose worker died or hung once more."""
+    chunks = _cut(host, likelihood.num_chunks or _num_chunks(likelihood, workers, num_points(host)))
+    results = workers.map(task, chunks)
+    for _ in range(task.retries - 1):
+        lost = [i for i, result in enumerate(results) if isinstance(result, Lost)]
+        if lost:
+            workers.renew()
+            for i, result in zip(lost, workers.map(task, [chunks[i] for i in lost]), strict=True):
+                results[i] = result
+    if task.retries > 0 and any(isinstance(result, Lost) for result in results):
+        workers.renew()
+        # The death of one worker takes the work of others along. Alone, each point answers for itself.
+        for i, chunk in enumerate(chunks):
+            if isinstance(results[i], Lost):
+                points = _cut(chunk, num_points(chunk))
+                results[i] = join_values([_require(workers.map(task, [point])[0], task) for point in points])
+    return results
+
+
+def _num_chunks(likelihood: HostLikelihood, workers: Workers, size: int) -> int:
+    """One for each worker, or more of them that their ends fall together; or so many that a hanging point is known."""
+    if likelihood.timeout is not None and not likelihood.vectorized:
+        return size
+    return workers.number * (1 if likelihood.vectorized else 4)
+
+
+def _cut(host: dict[str, np.ndarray], num_chunks: int) -> list[dict[str, np.ndarray]]:
     size = num_points(host)
-    if size == 0:
-        return np.zeros(0)
-    task = _Task(likelihood.function, likelihood.vectorized)
-    if likelihood.pool is None:
-        return task(rows(host, slice(None)))
-    bounds = np.linspace(0, size, min(likelihood.num_chunks, size) + 1).astype(int)
-    chunks = [rows(host, slice(start, stop)) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
-    results = likelihood.pool.map(task, chunks)
-    if hasattr(likelihood.pool, "gather"):  # a dask Client, whose `map` returns futures
-        results = likelihood.pool.gather(results)
-    return np.concatenate(list(results))
+    bounds = np.linspace(0, size, min(num_chunks, size) + 1).astype(int)
+    return [rows(host, slice(start, stop)) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
 
 
+def _require(result: Values | Failure | Lost, task: "_Task") -> Values:
+    """Return the values, or raise what came in their place."""
+    if isinstance(result, Lost):
+        times = "once" if task.retries == 0 else f"{1 + task.retries} times"
+        raise LikelihoodError(
+            f"The likelihood {name_of(task.function)} expected its worker to answer; tried {times}: {result.reason}, "
+            f"at {show(result.params)}. Mend the likelihood there, or raise `timeout` or `retries`."
+        )
+    if isinstance(result, Failure):
+        raise result.error
+    return result
+
+
+@dataclass(frozen=True)
 class _Task:
     """What a worker runs: one chunk of points to its values. A class of this module, so that it can be pickled."""
 
-    def __init__(self, function: Callable[[Any], Any], vectorized: bool) -> None:
-        self.function = function
-        self.vectorized = vectorized
+    function: Callable[[Any], Any]
+    vectorized: bool
+    retries: int = 0
+    is_sent: bool = False  # to another process, perhaps
 
-    def __call__(self, chunk: dict[str, np.ndarray]) -> np.ndarray:
-        """Return the values of the chunk, shape (n,)."""
-        return self._at_once(chunk) if self.vectorized else self._one_by_one(chunk)
+    def __call__(self, chunk: dict[str, np.ndarray]) -> Values | Failure:
+        """Return the values of the chunk, shape (n,), or what was raised instead."""
+        try:
+            return self._at_once(chunk) if self.vectorized else self._one_by_one(chunk)
+        except Exception as error:
+            return portable(Failure(error)) if self.is_sent else Failure(error)
 
-    def _at_once(self, chunk: dict[str, np.ndarray]) -> np.ndarray:
+    def _at_once(self, chunk: dict[str, np.ndarray]) -> Values:
         size = num_points(chunk)
         name = name_of(self.function)
-        try:
-            output = self.function(chunk)
-        except Exception as error:
-            where = f"with {size} points of the parameters {show_shapes(chunk)}"
-            raise same_type(error, f"{describe(error)} (raised by the vectorized likelihood {name} {where})") from error
+        where = f"the vectorized likelihood {name} with {size} points of the parameters {show_shapes(chunk)}"
+        output, derived = split(self._call(chunk, lambda: where))
         values = _real(name, output, chunk)
         if values.shape != (size,):
             raise ValueError(
                 f"The vectorized likelihood {name} expected to return shape ({size},), one value a "
                 f"point; got {values.shape}. Sum over the data axis only, or leave out `vectorized=True`."
             )
-        return values
-
-    def _one_by_one(self, chunk: dict[str, np.ndarray]) -> np.ndarray:
-        values = np.empty(num_points(chunk))
-        for row in range(len(values)):
-            point = {name: array[row] for name, array in chunk.items()}
-            try:
-                output = self.function(point)
-            except Exception as error:
-                raise same_type(
-                    error, f"{describe(error)} (raised by the likelihood {name_of(self.function)} at {show(point)})"
-                ) from error
-            value = _real(name_of(self.function), output, point)
-            if value.size != 1:
+        columns = {column: _real(f"{name}'s {column!r}", value, chunk) for column, value in derived.items()}
+        for column, value in columns.items():
+            if value.shape != (size,):
                 raise ValueError(
-                    f"The likelihood {name_of(self.function)} expected to return one number; got shape {value.shape} "
-                    f"at {show(point)}. Sum over the data, or give `vectorized=True` if it takes many points at once."
+                    f"The vectorized likelihood {name} expected to return shape ({size},) of the derived parameter "
+                    f"{column!r}; got {value.shape}. Return one number a point."
                 )
-            values[row] = value.item()
-        return values
+        return Values(values, columns)
+
+    def _one_by_one(self, chunk: dict[str, np.ndarray]) -> Values:
+        return join_values([self._one(chunk, row) for row in range(num_points(chunk))])
+
+    def _one(self, chunk: dict[str, np.ndarray], row: int) -> Values:
+        point = {name: array[row] for name, array in chunk.items()}
+        name = name_of(self.function)
+        output, derived = split(self._call(point, lambda: f"the likelihood {name} at {show(point)}"))
+        value = _real(name, output, point)
+        if value.size != 1:
+            raise ValueError(
+                f"The likelihood {name} expected to return one number; got shape {value.shape} "
+                f"at {show(point)}. Sum over the data, or give `vectorized=True` if it takes many points at once."
+            )
+        columns = {column: _real(f"{name}'s {column!r}", number, point) for column, number in derived.items()}
+        for column, number in columns.items():
+            if number.size != 1:
+                raise ValueError(
+                    f"The likelihood {name} expected to return one number for the derived parameter {column!r}; got "
+                    f"shape {number.shape} at {show(point)}. Return each number under a name of its own."
+                )
+        return Values(value.reshape(1), {column: number.reshape(1) for column, number in columns.items()})
+
+    def _call(self, params: dict[str, Any], where: Callable[[], str]) -> Any:
+        """Call the function, and again where it raises."""
+        for attempt in range(1 + self.retries):
+            try:
+                return self.function({name: np.array(value)[()] for name, value in params.items()})
+            except (Exception, SystemExit) as error:
+                if attempt == self.retries:
+                    raise explain(error, where()) from error
+        return None
 
 
 def _real(name: str, output: Any, where: Any) -> np.ndarray:
-    array = np.asarray(output)
+    try:
+        array = np.asarray(output)
+    except ValueError:  # lists of unequal lengths
+        array = np.array(None)
     if array.dtype.kind not in "fiu":
         kind = type(output).__name__ if array.dtype == object else array.dtype
         raise TypeError(
@@ -132,3 +225,22 @@ def _real(name: str, output: Any, where: Any) -> np.ndarray:
             "Return the log-likelihood in nats."
         )
     return array.astype(np.float64)
+
+
+def _integer(name: str, value: Any, smallest: int, advice: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < smallest:
+        raise ValueError(
+            f"`HostLikelihood` expected an integer of at least {smallest} as `{name}`; got {value!r}. {advice}"
+        )
+    return int(value)
+
+
+def _seconds(timeout: Any, pool: Any) -> float:
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float | np.number) or not 0 < timeout < np.inf:
+        raise ValueError(f"`HostLikelihood` expected a positive number of seconds as `timeout`; got {timeout!r}.")
+    if pool is None:
+        raise ValueError(
+            f"`HostLikelihood` expected a `pool` beside `timeout`={timeout}: a call in this process cannot be given "
+            "up. Give for instance `pool=multiprocessing.Pool`."
+        )
+    return float(timeout)

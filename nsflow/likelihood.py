@@ -6,25 +6,31 @@ from typing import Any, NamedTuple, final
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
 from nsflow.batch import (
     Params,
+    Values,
     as_numpy,
-    describe,
+    join_values,
     name_of,
     num_points,
     require_callable,
     rows,
-    same_type,
     show,
     show_shapes,
+    split,
 )
+from nsflow.failure import LikelihoodError, describe, same_type
 from nsflow.host import HostLikelihood, evaluate_host
 from nsflow.journal import Recorded, bare
 from nsflow.precision import float64
+from nsflow.prior import RESERVED
 
+LOG_LIKELIHOOD = "log_likelihood"  # column of a journal, beside the derived parameters
 VECTORIZED = 1024  # points that a run gives a vectorised host function at once: between two batches it can be stopped
+LARGEST = 1e100  # nats; sums of squares of more would overflow, and -1e300 is how some codes write -inf
 # Rows of one JAX call: the largest keeps the processor busy and is small enough for models that need 10 MB a point.
 CHUNKS = (256, 64, 16, 4, 1)
 
@@ -35,10 +41,13 @@ class JaxLikelihood:
 
     Args:
         function: Takes one point, a dict of parameters as the prior names and shapes them, and returns its
-            log-likelihood in nats, a scalar.
+            log-likelihood in nats, a scalar; or ``(log_likelihood, {"name": scalar})`` with derived parameters.
+
+        mesh: Devices over which the points of a batch are shared, such as ``jax.make_mesh((4,), ("points",))``. Every
+            device computes whole points by itself. JAX's default device alone if left out.
 
     Raises:
-        TypeError: If `function` cannot be called.
+        TypeError: If `function` cannot be called, or `mesh` is no `jax.sharding.Mesh`.
 
     Example:
         >>> likelihood = JaxLikelihood(lambda params: -0.5 * params["a"] ** 2)
@@ -46,17 +55,39 @@ class JaxLikelihood:
         array([-0., -2.])
     """
 
-    __slots__ = ("_batched", "function")
+    __slots__ = ("_batched", "function", "mesh")
     function: Callable[[Any], Any]
+    mesh: Mesh | None
     _batched: Callable[[Any], Any]
 
-    def __init__(self, function: object) -> None:
+    def __init__(self, function: object, *, mesh: Any = None) -> None:
         function = require_callable("JaxLikelihood", function)
+        if mesh is not None and not isinstance(mesh, Mesh):
+            raise TypeError(
+                f"`JaxLikelihood` expected a `mesh` of devices; got {mesh!r}. Write for instance "
+                '`jax.make_mesh((jax.local_device_count(),), ("points",))`.'
+            )
         object.__setattr__(self, "function", function)
-        object.__setattr__(self, "_batched", jax.jit(jax.vmap(function)))
+        object.__setattr__(self, "mesh", mesh)
+        object.__setattr__(self, "_batched", _batched(function, mesh))
+
+    @property
+    def num_devices(self) -> int:
+        """Devices among which a batch is shared."""
+        return 1 if self.mesh is None else self.mesh.size
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"`JaxLikelihood` is immutable: cannot set {name!r}. Build a new one.")
+
+
+def _batched(function: Callable[[Any], Any], mesh: Mesh | None) -> Callable[[Any], Any]:
+    """Vectorise and compile a function; the devices of a mesh share its points, and none waits for another."""
+    if mesh is None:
+        return jax.jit(jax.vmap(function))
+    points = PartitionSpec(mesh.axis_names)
+    # Nothing is sent between devices, so there is nothing to check, and user functions may hold any operation.
+    shared = jax.jit(jax.shard_map(jax.vmap(function), mesh=mesh, in_specs=points, out_specs=points, check_vma=False))
+    return lambda batch: shared(jax.device_put(batch, NamedSharding(mesh, points)))
 
 
 Likelihood = JaxLikelihood | HostLikelihood | Recorded
@@ -86,24 +117,26 @@ class Evaluation(NamedTuple):
 
     log_likelihood: np.ndarray  # (n,), nats, float64; -inf where the function gave NaN
     nan_params: dict[str, np.ndarray]  # the points where it gave NaN, each array with a leading axis, maybe of length 0
+    derived: dict[Any, np.ndarray]  # what the function returned beside log L, (n,) each
 
 
 @float64
 def evaluate(likelihood: Likelihood, params: Params) -> Evaluation:
     """Evaluate the log-likelihood of every point of a batch, each exactly once.
 
-    NaN becomes -inf, and the points are returned: one bad corner of the prior does not end a run.
+    NaN becomes -inf, and the points are returned: one bad corner of the prior does not end a run. What is below -1e100
+    nats becomes -inf as well.
 
     Args:
         likelihood: The likelihood.
         params: Parameters, each of shape ``(n, *shape)``.
 
     Returns:
-        The values, in nats, and the points where they were NaN.
+        The values, in nats, the points where they were NaN, and the derived parameters.
 
     Raises:
-        ValueError: If a value is +inf, or a host function returns something else than one number a point.
-        Exception: What a host function raises, of the same type where that can be, with the point in the message.
+        LikelihoodError: If a value is +inf or above 1e100 nats; if the function raises or returns something else than
+            one number a point, or its worker dies or hangs, as often as it is tried. The message names the point.
 
     Example:
         >>> evaluation = evaluate(JaxLikelihood(lambda params: jnp.log(params["a"])), {"a": np.array([1.0, -1.0])})
@@ -113,15 +146,17 @@ def evaluate(likelihood: Likelihood, params: Params) -> Evaluation:
         {'a': array([-1.])}
     """
     host = as_numpy(params)
-    values = _recorded(likelihood, host) if isinstance(likelihood, Recorded) else _values(likelihood, host)
-    if np.any(values == np.inf):
-        point = rows(host, np.flatnonzero(values == np.inf)[:1])
-        raise ValueError(
-            f"The likelihood expected finite log-likelihoods, or -inf where the data are impossible; got +inf at "
+    values, derived = _recorded(likelihood, host) if isinstance(likelihood, Recorded) else _values(likelihood, host)
+    if np.any(values > LARGEST):
+        first = np.flatnonzero(values > LARGEST)[:1]
+        point = rows(host, first)
+        raise LikelihoodError(
+            f"The likelihood expected finite log-likelihoods, or -inf where the data are impossible; got "
+            f"{values[first[0]]:+} at "
             f"{show(point)}. Exclude that point from the prior, or return its true value."
         )
     nan = np.isnan(values)
-    return Evaluation(np.where(nan, -np.inf, values), rows(host, np.flatnonzero(nan)))
+    return Evaluation(np.where(nan | (values < -LARGEST), -np.inf, values), rows(host, np.flatnonzero(nan)), derived)
 
 
 @float64
@@ -150,7 +185,7 @@ def check(likelihood: Likelihood, params: Params) -> int:
     if isinstance(likelihood, JaxLikelihood):
         _check_traced(likelihood.function, host)
         return 0
-    return len(evaluate_host(likelihood, host))
+    return len(evaluate_host(likelihood, host, retries=0).log_likelihood)
 
 
 def require_finite(log_likelihood: Float[np.ndarray, " n"]) -> None:
@@ -173,40 +208,79 @@ def require_finite(log_likelihood: Float[np.ndarray, " n"]) -> None:
         )
 
 
-def _values(likelihood: JaxLikelihood | HostLikelihood, host: dict[str, np.ndarray]) -> np.ndarray:
-    return _jax(likelihood, host) if isinstance(likelihood, JaxLikelihood) else evaluate_host(likelihood, host)
+def require_free(derived: tuple[Any, ...], names: tuple[str, ...]) -> None:
+    """Refuse derived parameters whose names a column of the result has already.
+
+    Args:
+        derived: Names of the derived parameters.
+        names: Columns of the prior.
+
+    Raises:
+        TypeError: If a name is no string.
+        ValueError: If one is taken.
+
+    Example:
+        >>> require_free(("h",), ("a", "b[0]"))
+    """
+    for name in derived:
+        if not isinstance(name, str):
+            raise TypeError(f"The likelihood expected strings as names of derived parameters; got {name!r}.")
+        if name in names or name in RESERVED:
+            raise ValueError(
+                f"The likelihood expected names of derived parameters that are no columns of the result yet; got "
+                f"{name!r} beside {(*names, *RESERVED)}. Rename it."
+            )
 
 
-def _recorded(recorded: Recorded, host: dict[str, np.ndarray]) -> np.ndarray:
+def _values(likelihood: JaxLikelihood | HostLikelihood, host: dict[str, np.ndarray]) -> Values:
+    try:
+        return _jax(likelihood, host) if isinstance(likelihood, JaxLikelihood) else evaluate_host(likelihood, host)
+    except LikelihoodError:
+        raise
+    except Exception as error:
+        raise LikelihoodError(str(error)) from error.__cause__ or error
+
+
+def _recorded(recorded: Recorded, host: dict[str, np.ndarray]) -> Values:
     """Evaluate piece by piece, so that no bit depends on where an earlier run ended."""
     likelihood = recorded.likelihood
     flat = np.concatenate([array.reshape(num_points(host), -1) for array in host.values()], axis=1)
     if isinstance(likelihood, JaxLikelihood):
-        unit, grows = CHUNKS[0], True
+        unit, grows = CHUNKS[0] * likelihood.num_devices, True
     elif likelihood.vectorized:
         unit, grows = VECTORIZED, False
     else:
-        unit, grows = likelihood.num_chunks if likelihood.pool is not None else 1, True
+        unit, grows = likelihood.num_chunks or (likelihood.workers.number if likelihood.workers else 1), True
 
     def compute(piece: slice) -> dict[str, np.ndarray]:
-        return {"log_likelihood": _values(likelihood, rows(host, piece))}
+        values, derived = _values(likelihood, rows(host, piece))
+        require_free(tuple(derived), (LOG_LIKELIHOOD,))  # before they are written down
+        return {LOG_LIKELIHOOD: values, **derived}
 
-    return recorded.journal.recall(flat, compute, unit=unit, grows=grows)["log_likelihood"]
+    columns = recorded.journal.recall(flat, compute, unit=unit, grows=grows)
+    return Values(columns.pop(LOG_LIKELIHOOD), columns)
 
 
 # ---- JAX
 
 
-def _jax(likelihood: JaxLikelihood, host: dict[str, np.ndarray]) -> np.ndarray:
+def _jax(likelihood: JaxLikelihood, host: dict[str, np.ndarray]) -> Values:
     """Evaluate in chunks of few sizes, each of which compiles once."""
-    # No padding: every row evaluated is one that was asked for, also when the function counts its calls.
-    values, start = [np.zeros(0)], 0
-    for size in CHUNKS:
-        while num_points(host) - start >= size:
-            piece = rows(host, slice(start, start + size))
-            values.append(np.asarray(likelihood._batched(piece), np.float64))
-            start += size
-    return np.concatenate(values)
+    # No padding on one device: every row evaluated is one that was asked for, also when the function counts its calls.
+    values, start, size = [Values(np.zeros(0), {})], 0, num_points(host)
+    padded = rows(host, np.minimum(np.arange(size + -size % likelihood.num_devices), size - 1))
+    for chunk in CHUNKS:
+        chunk *= likelihood.num_devices
+        while num_points(padded) - start >= chunk:
+            log_likelihood, derived = split(likelihood._batched(rows(padded, slice(start, start + chunk))))
+            values.append(Values(_float64(log_likelihood), {name: _float64(value) for name, value in derived.items()}))
+            start += chunk
+    log_likelihood, derived = join_values(values)
+    return Values(log_likelihood[:size], {name: value[:size] for name, value in derived.items()})
+
+
+def _float64(value: Any) -> np.ndarray:
+    return np.asarray(value, np.float64)
 
 
 NOT_TRACEABLE = (
@@ -233,12 +307,17 @@ def _check_traced(function: Callable[[Any], Any], host: dict[str, np.ndarray]) -
             f"The likelihood {name_of(function)} failed when JAX traced it with one dict of the parameters "
             f"{show_shapes(host)}: {describe(error)}. {wrap}, or mend it.",
         ) from error
-    if not isinstance(output, jax.ShapeDtypeStruct):
-        raise TypeError(
-            f"The likelihood {name_of(function)} expected to return one real scalar; got {output!r}. "
-            "Return the log-likelihood alone."
-        )
-    _check_output(name_of(function), output.shape, output.dtype)
+    output, derived = split(output)
+    for what, value in (
+        (name_of(function), output),
+        *((f"{name_of(function)}'s {n!r}", v) for n, v in derived.items()),
+    ):
+        if not isinstance(value, jax.ShapeDtypeStruct):
+            raise TypeError(
+                f"The likelihood {what} expected to return one real scalar; got {value!r}. Return the log-likelihood "
+                "alone, or with a dict of derived parameters, `(log_likelihood, {'name': number})`."
+            )
+        _check_output(what, value.shape, value.dtype)
 
 
 def _check_output(name: str, shape: tuple[int, ...], dtype: Any) -> None:

@@ -7,16 +7,17 @@ from typing import Any, no_type_check
 
 import numpy as np
 
+from nsflow.batch import join_derived
 from nsflow.checkpoint import load_state
 from nsflow.evidence import Evidence, effective_sample_size, log_evidence, pareto_khat
 from nsflow.fresh import Batches
 from nsflow.journal import Journal, Recorded
 from nsflow.likelihood import Likelihood, as_likelihood
+from nsflow.periodic import turn
 from nsflow.precision import float64
 from nsflow.prior import Prior
-from nsflow.proposal import MetaProposal
 from nsflow.results import Results
-from nsflow.state import Problem, Settings, State
+from nsflow.state import Phase, Problem, Settings, State
 from nsflow.summary import weight_alarms
 
 
@@ -123,6 +124,7 @@ def _pooled(results: Sequence[Results]) -> Results:
     return Results(
         names=first.names,
         labels=first.labels,
+        derived=first.derived,
         samples=np.concatenate([result.samples for result in results]),
         log_likelihood=np.concatenate([result.log_likelihood for result in results]),
         log_weights=log_weights,
@@ -146,27 +148,41 @@ def _union(states: Sequence[State], seeds: Sequence[int]) -> Results:
             )
         batches.append(state.frozen)
     num_draws = np.concatenate([b.num_draws for b in batches])
-    union = MetaProposal(tuple(q for b in batches for q in b.proposal.components), tuple(num_draws.tolist()))
-    x = np.concatenate([b.draws.x for b in batches])
+    priors = [state.problem.prior for state in states]
     log_likelihood = np.concatenate([b.log_likelihood for b in batches])
-    log_weights = log_likelihood + np.concatenate([b.log_prior for b in batches]) - union.log_prob(x)
+    log_ratios = [_log_ratio(b.draws.x, p, batches, priors) for b, p in zip(batches, priors, strict=True)]
+    log_weights = log_likelihood - np.concatenate(log_ratios)
     first = np.cumsum([0, *(len(b.num_draws) for b in batches)])
     stratum = np.concatenate([b.draws.component + j for b, j in zip(batches, first, strict=False)])
     estimate = log_evidence(log_weights, stratum, num_draws)
-    prior = states[0].problem.prior
+    derived = join_derived([(len(b.log_prior), b.derived) for b in batches])
+    params = np.concatenate([p.flatten(p.forward(b.draws.x)) for b, p in zip(batches, priors, strict=True)])
     return Results(
-        names=prior.names,
-        samples=prior.flatten(prior.forward(x)),
+        names=(*priors[0].names, *derived),
+        derived=tuple(derived),
+        samples=np.column_stack([params, *derived.values()]),
         log_likelihood=log_likelihood,
         log_weights=log_weights,
         num_draws=int(np.sum(num_draws)),
         num_calls=sum(state.num_calls for state in states),
-        finished=all(state.phase.value == "finished" for state in states),
+        finished=all(state.phase is Phase.FINISHED for state in states),
         stop_reason=f"merged from {len(states)} checkpoints",
         alarms=(*weight_alarms(estimate), *_disagreements([b.estimate()[:2] for b in batches])),
         settings={"runs": [{"seed": seed, **asdict(s.settings)} for s, seed in zip(states, seeds, strict=True)]},
         **estimate._asdict(),
     )
+
+
+def _log_ratio(x: np.ndarray, prior: Prior, batches: Sequence[Batches], priors: Sequence[Prior]) -> np.ndarray:
+    """Log of Q / pi at latent points of one run; each run has cut the circles of periodic parameters open elsewhere."""
+    total = sum(int(np.sum(b.num_draws)) for b in batches)
+    terms = []
+    for b, other in zip(batches, priors, strict=True):
+        turns = prior.phases - other.phases
+        seen = np.where(other.is_periodic, turn(x, turns), x) if np.any(turns) else x
+        log_Q = b.proposal.log_prob(seen) - np.asarray(other.latent_log_prob(seen))
+        terms.append(np.log(np.sum(b.num_draws) / total) + log_Q)
+    return np.logaddexp.reduce(terms, axis=0)
 
 
 def _disagreements(estimates: Sequence[tuple[float, ...]]) -> list[str]:

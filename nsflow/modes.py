@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from scipy.optimize import minimize
 from scipy.spatial import KDTree
 
+from nsflow.batch import show, split
+from nsflow.failure import LikelihoodError, describe
 from nsflow.host import HostLikelihood
 from nsflow.journal import Recorded, bare
 from nsflow.likelihood import Likelihood, evaluate
@@ -23,7 +25,7 @@ class Target:
     r"""Log of likelihood times prior in latent space with its gradient; it counts the likelihood calls it makes.
 
     JAX functions are differentiated, and a value with its gradient counts as two calls. Others are differenced,
-    2 d + 1 calls.
+    2 d + 1 calls. Along discrete coordinates the gradient is taken for zero, so that an ascent keeps their values.
 
     Args:
         likelihood: The likelihood.
@@ -40,7 +42,7 @@ class Target:
         if not isinstance(bare(likelihood), HostLikelihood) and prior.traceable:
             function = bare(likelihood).function
             self._gradient = jax.jit(
-                jax.value_and_grad(lambda x: function(prior.forward(x)) + prior.latent_log_prob(x))
+                jax.value_and_grad(lambda x: split(function(prior.forward(x)))[0] + prior.latent_log_prob(x))
             )
 
     @property
@@ -56,7 +58,7 @@ class Target:
         value, gradient = self._traced(x) if self._gradient is not None else self._differenced(x)
         if not np.isfinite(value):
             return -np.inf, np.zeros(len(x))
-        return value, np.nan_to_num(gradient, posinf=0.0, neginf=0.0)
+        return value, np.where(self.prior.is_discrete, 0.0, np.nan_to_num(gradient, posinf=0.0, neginf=0.0))
 
     def _traced(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         assert self._gradient is not None
@@ -72,7 +74,11 @@ class Target:
     def _both(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """Value and gradient, as columns of one row."""
         assert self._gradient is not None
-        value, gradient = float64(self._gradient)(x)
+        try:
+            value, gradient = float64(self._gradient)(x)
+        except Exception as error:
+            point = show(self.prior.forward(x))
+            raise LikelihoodError(f"{describe(error)} (raised by the gradient of the likelihood at {point})") from error
         columns = {"value": value, **{f"gradient {i}": g for i, g in enumerate(np.asarray(gradient))}}
         return {name: np.asarray(number, np.float64)[None] for name, number in columns.items()}
 
@@ -184,7 +190,9 @@ def ascend(target: Function, start: Float[np.ndarray, " d"]) -> tuple[Float[np.n
     return best
 
 
-def measure(target: Function, centre: Float[np.ndarray, " d"], log_density: float) -> Mode:
+def measure(
+    target: Function, centre: Float[np.ndarray, " d"], log_density: float, widths: Float[np.ndarray, " d"] | float = 1.0
+) -> Mode:
     r"""Measure the width of a mode: :math:`L L^T = (-\nabla\nabla f)^{-1}` by differences of the gradient.
 
     Curvatures below one, the prior's, are raised to one: along a ridge the mode ends where the prior does.
@@ -193,6 +201,7 @@ def measure(target: Function, centre: Float[np.ndarray, " d"], log_density: floa
         target: Function of a point that returns value and gradient.
         centre: The maximum, shape ``(d,)``.
         log_density: Value there, nats.
+        widths: Along coordinates without a gradient, how wide the mode is; one along the others.
 
     Returns:
         The mode.
@@ -201,4 +210,4 @@ def measure(target: Function, centre: Float[np.ndarray, " d"], log_density: floa
     hessian = np.stack([(target(centre + h)[1] - target(centre - h)[1]) / (2 * STEP) for h in steps])
     curvatures, axes = np.linalg.eigh(-0.5 * (hessian + hessian.T))
     covariance = (axes / np.maximum(curvatures, 1.0)) @ axes.T
-    return Mode(centre, log_density, np.linalg.cholesky(covariance))
+    return Mode(centre, log_density, np.reshape(widths, (-1, 1)) * np.linalg.cholesky(covariance))

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from nsflow.cube import Cube
+from nsflow.discrete import Discrete
 from nsflow.distribution import as_parameter
 from nsflow.parameter import Joint, column_names
+from nsflow.periodic import Turned
 from nsflow.precision import float64
 from nsflow.shapes import draw_in_chunks, in_chunks
 
@@ -58,12 +60,13 @@ class Prior:
 
     Args:
         distributions: Parameter name -> numpyro distribution (scalar, vector or joint) or frozen `scipy.stats`
-            distribution. Parameters are independent of each other.
+            distribution, either of them in an :class:`nsflow.Periodic` where its ends meet. Distributions of single
+            integers may be discrete. Parameters are independent of each other.
 
     Raises:
         TypeError: If `distributions` is not a mapping from strings to distributions.
-        ValueError: If it is empty, a name cannot be a column of the result, or a distribution is improper, discrete,
-            has invalid arguments, or cannot be mapped to a latent vector.
+        ValueError: If it is empty, a name cannot be a column of the result, or a distribution is improper, discrete
+            but not of single numbers, has invalid arguments, or cannot be mapped to a latent vector.
 
     Example:
         >>> import jax, numpyro.distributions as dist
@@ -161,6 +164,61 @@ class Prior:
     def traceable(self) -> bool:
         """Whether JAX can trace `forward`, `inverse` and the densities; False where scipy or numpy has a part."""
         return self._map.traceable
+
+    @property
+    def is_discrete(self) -> Bool[np.ndarray, " d"]:
+        """Latent coordinates along which values step from integer to integer."""
+        return np.concatenate([np.full(p.num_dims, isinstance(p, Discrete)) for p in self._parameters.values()])
+
+    @property
+    def is_periodic(self) -> Bool[np.ndarray, " d"]:
+        """Latent coordinates whose two ends are the same place."""
+        return np.concatenate([np.full(p.num_dims, isinstance(p, Turned)) for p in self._parameters.values()])
+
+    def step_widths(self, z: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
+        r"""Widths of Gaussians with the prior mass of the discrete values at a point; one for continuous coordinates.
+
+        .. math:: \frac{p_k}{\sqrt{2 \pi}\, \phi(z)}.
+
+        Args:
+            z: Latent point, shape ``(d,)``.
+
+        Returns:
+            The widths in latent units, shape ``(d,)``.
+        """
+        starts = np.cumsum([0, *(p.num_dims for p in self._parameters.values())])
+        blocks = ((p, z[i : i + p.num_dims]) for p, i in zip(self._parameters.values(), starts, strict=False))
+        return np.concatenate([p.step_widths(b) if isinstance(p, Discrete) else np.ones(len(b)) for p, b in blocks])
+
+    @property
+    def phases(self) -> Float[np.ndarray, " d"]:
+        """Turns of the periodic coordinates, in [0, 1); zero for the others."""
+        parts = (p.phases if isinstance(p, Turned) else np.zeros(p.num_dims) for p in self._parameters.values())
+        return np.concatenate(list(parts))
+
+    @float64
+    def turn(self, phases: Float[np.ndarray, " d"]) -> "Prior":
+        """The same prior, whose periodic coordinates are cut open elsewhere.
+
+        Args:
+            phases: The new `phases`, shape ``(d,)``.
+
+        Returns:
+            A prior of the same density whose latent vectors mean other places on the circles.
+        """
+        starts = np.cumsum([0, *(p.num_dims for p in self._parameters.values())])
+        turned = {
+            name: Turned(p.base, np.asarray(phases[i : i + p.num_dims]) % 1.0) if isinstance(p, Turned) else p
+            for (name, p), i in zip(self._parameters.items(), starts, strict=False)
+        }
+        prior = object.__new__(Prior)
+        prior._set(Joint(turned))
+        return prior
+
+    @property
+    def _parameters(self) -> Mapping[str, Any]:
+        """The parameters, each with its block of the latent vector; a transform is one block."""
+        return self._map.parameters if isinstance(self._map, Joint) else {"cube": self._map}
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:

@@ -1,6 +1,7 @@
 """Forward processes, which turn data into noise, and the paths that lead back."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nsflow.path import AbstractPath
-from nsflow.schedule import AbstractSchedule, LinearSchedule
+from nsflow.schedule import AbstractSchedule, LinearSchedule, integral
 
 
 class AbstractProcess(ABC):
@@ -170,6 +171,40 @@ class VarianceExploding(AbstractLinearProcess):
     def variance(self, t: Float[Array, ""]) -> Float[Array, ""]:
         """Grow geometrically."""
         return self.smallest**2 * jnp.expm1(2 * t * jnp.log(jnp.asarray(self.largest / self.smallest, t.dtype)))
+
+
+@final
+@dataclass(frozen=True)
+class LinearProcess(AbstractLinearProcess):
+    r"""A process given by its coefficients, :math:`dX = f(t)\,X\,dt + g(t)\,dW`; its kernel is found by quadrature.
+
+    .. math::
+        s(t) = e^{\int_0^t f}, \qquad \nu(t) = s(t)^2 \int_0^t \frac{g(u)^2}{s(u)^2}\,du .
+
+    Args:
+        rate: f, called on a time.
+        noise: g, called on a time.
+
+    Example:
+        >>> process = LinearProcess(lambda t: -jnp.ones_like(t), lambda t: jnp.sqrt(2 * jnp.ones_like(t)))
+        >>> factor, std = process.transition(jnp.array(0.0), jnp.array(0.5))
+        >>> print(f"{factor:.3f} {std:.3f}")
+        0.607 0.795
+
+    References:
+        Karras et al. (2022), Appendix B.1, for s and for the integral.
+    """
+
+    rate: Callable[[Array], Array]
+    noise: Callable[[Array], Array]
+
+    def scale(self, t: Float[Array, ""]) -> Float[Array, ""]:
+        """Exponential of the integrated rate."""
+        return jnp.exp(integral(self.rate, t))
+
+    def variance(self, t: Float[Array, ""]) -> Float[Array, ""]:
+        """Noise since the start, each part carried along by the drift."""
+        return self.scale(t) ** 2 * integral(lambda u: (self.noise(u) / self.scale(u)) ** 2, t)
 
 
 @final

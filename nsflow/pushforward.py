@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -35,6 +35,7 @@ class Pushforward:
         base: Distribution of z.
 
     Example:
+        >>> import jax
         >>> from nsflow.base import EdgedBall
         >>> from nsflow.gaussian import Gaussian
         >>> q = Pushforward(Gaussian(np.ones(2), np.eye(2)), EdgedBall())
@@ -69,5 +70,5 @@ class Pushforward:
         return np.asarray(self.base.sample(key, num_samples, self.map.num_dims), np.float64)
 
     def _density(self, preimage: Preimage) -> np.ndarray:
-        log_prob = jax.vmap(self.base.log_prob)(jax.numpy.asarray(preimage.z))
+        log_prob = self.base.log_prob_each(jnp.asarray(preimage.z))
         return np.asarray(log_prob - preimage.log_det, np.float64)

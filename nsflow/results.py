@@ -26,13 +26,15 @@ class Results:
     .. math::
         \hat Z = \frac1N \sum_i w_i, \qquad w_i = \frac{L(x_i)\,\pi(x_i)}{Q(x_i)}, \qquad p_i = w_i / \sum_j w_j .
 
-    Results are immutable: the arrays are read-only copies. Two of them are equal if every number is, NaN included.
+    Results are immutable: the arrays are read-only copies. Two of them are equal if every number is, NaN included,
+    and the wall-clock times of the trace not.
 
     Args:
-        names: Column names of the k parameters.
+        names: Column names of the k parameters, the derived ones last.
         labels: Labels for plots; default the names. TeX such as ``r"\alpha_0"`` may come with or without its ``$``.
         samples: Physical parameters of every draw the headline rests on, shape ``(n, k)``.
         log_likelihood: Nats, shape ``(n,)``; ``-inf`` where the likelihood is zero.
+        derived: Those of the names that the likelihood derived from the parameters; NaN where it did not.
         log_weights: Log of w in nats, shape ``(n,)``, unnormalised; ``-inf`` for weight zero.
         num_draws: Draws N behind the headline. It exceeds n by those that were not evaluated, which have weight zero.
         logZ: Log-evidence in nats.
@@ -65,6 +67,7 @@ class Results:
 
     names: tuple[str, ...]
     labels: tuple[str, ...] = ()
+    derived: tuple[str, ...] = ()
     samples: np.ndarray
     log_likelihood: np.ndarray
     log_weights: np.ndarray
@@ -89,7 +92,7 @@ class Results:
         if len(labels) != len(names):
             raise ValueError(f"`labels` expected one for each of {names}; got {labels}. Give all of them, or none.")
         clean: dict[str, Any] = {"names": names, "labels": tuple(map(_label, names, labels))}
-        clean["alarms"] = tuple(self.alarms)
+        clean["alarms"], clean["derived"] = tuple(self.alarms), tuple(self.derived)
         for name in ARRAYS:
             clean[name] = np.array(getattr(self, name), dtype=np.float64)
             clean[name].setflags(write=False)
@@ -278,14 +281,15 @@ class Results:
         if not isinstance(other, Results):
             return NotImplemented
         # By text and by bytes, since NaN differs from itself: two results are equal if their files would be.
-        return repr(self._header()) == repr(other._header()) and all(
+        return repr(self._timeless()) == repr(other._timeless()) and all(
             getattr(self, name).tobytes() == getattr(other, name).tobytes() for name in ARRAYS
         )
 
     def __repr__(self) -> str:
         per_sample = f"{self.num_calls / self.ess:.1f}" if self.ess > 0 else "infinitely many"
         lines = [
-            f"Results of {len(self.names)} parameters: {', '.join(self.names[:6])}{', ...' * (len(self.names) > 6)}",
+            f"Results of {len(self.names)} parameters: {', '.join(self.names[:6])}{', ...' * (len(self.names) > 6)}"
+            + f" ({len(self.derived)} of them derived)" * bool(self.derived),
             f"  logZ         {self.logZ:.4f} +- {self.logZ_err:.4f} nats",
             f"  information  {self.information:.2f} nats",
             f"  ESS          {self.ess:.0f} of {len(self.log_weights)} draws",
@@ -298,6 +302,11 @@ class Results:
 
     def _header(self) -> dict[str, Any]:
         return {f.name: files.plain(getattr(self, f.name)) for f in fields(self) if f.name not in ARRAYS}
+
+    def _timeless(self) -> dict[str, Any]:
+        """Header without the times of its steps: the same run on a slower machine is the same result."""
+        trace = [{name: value for name, value in step.items() if name != "seconds"} for step in self.trace]
+        return self._header() | {"trace": trace}
 
     def _relative_weights(self) -> np.ndarray:
         """Weights over the largest; all zero if there is none."""
@@ -347,8 +356,9 @@ def load(root: str | os.PathLike[str]) -> Results:
     """
     header, values = files.read(root)
     try:
+        header = {"derived": (), **header}  # results of version 0.1.0 have none
         keywords = {f.name: header[f.name] for f in fields(Results) if f.name not in ARRAYS}
-        for name in ("names", "labels", "alarms"):
+        for name in ("names", "labels", "derived", "alarms"):
             keywords[name] = tuple(keywords[name])
     except KeyError as error:
         raise ValueError(
@@ -378,5 +388,7 @@ def _check(result: Results) -> None:
             raise ValueError(f"`{name}` expected finite values or -inf; got NaN or +inf. Set what failed to -inf.")
     if np.isfinite(result.log_weights[np.isneginf(result.log_likelihood)]).any():
         raise ValueError("`log_weights` expected -inf wherever `log_likelihood` is -inf; got a finite weight there.")
+    if result.derived != result.names[k - len(result.derived) :]:
+        raise ValueError(f"`derived` expected the last of the names {result.names}; got {result.derived}.")
     if result.num_draws < n:
         raise ValueError(f"`num_draws` expected at least the {n} draws in `samples`; got {result.num_draws}.")

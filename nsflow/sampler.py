@@ -11,19 +11,23 @@ from typing import Any, no_type_check
 import jax
 import numpy as np
 from jaxtyping import Array
+from scipy import special
 
 from nsflow.checkpoint import opened
 from nsflow.components import fit_cheap
 from nsflow.estimator import AbstractEstimator
+from nsflow.failure import LikelihoodError
 from nsflow.frozen import draw_frozen, largest_batch, reopen
 from nsflow.interrupt import Interrupt, listen
 from nsflow.journal import Journal, Recorded, Stopped
 from nsflow.ladder import climb, level_size
-from nsflow.likelihood import Likelihood, as_likelihood, check, evaluate, require_finite
+from nsflow.likelihood import Likelihood, as_likelihood, check, evaluate, require_finite, require_free
+from nsflow.periodic import emptiest, turn
 from nsflow.points import Points
 from nsflow.posterior import largest_round, refine
 from nsflow.precision import float64
 from nsflow.prior import Prior
+from nsflow.progress import Listener, check_progress, watching
 from nsflow.proposal import PriorProposal
 from nsflow.results import Results
 from nsflow.scouting import largest_search, scout
@@ -51,20 +55,24 @@ def init(key: Array, problem: Problem, settings: Settings = Settings(), start: S
     """
     prior = PriorProposal(problem.prior)
     num_prior = settings.num_first(problem.prior.num_dims)
-    x, log_prior = prior.sample_and_log_prob(key, num_prior)
+    x, _ = prior.sample_and_log_prob(key, num_prior)
     params = problem.prior.forward(x)
     num_checked = check(problem.likelihood, {name: np.asarray(value)[:3] for name, value in params.items()})
     result = evaluate(problem.likelihood, params)
     require_finite(result.log_likelihood)
+    require_free(tuple(result.derived), problem.prior.names)
+    problem, x = _cut_circles(problem, x, result.log_likelihood)
+    log_prior = np.asarray(problem.prior.latent_log_prob(x))
     state = State(
         problem=problem,
         settings=settings,
         phase=Phase.LADDER,
         points=Points(x, result.log_likelihood, log_prior, np.full(len(x), -np.inf), np.ones(len(x), bool), num_prior),
-        components=(prior,),
+        components=(PriorProposal(problem.prior),),
         num_draws=(num_prior,),
         num_calls=len(x) + num_checked,
         nan_params=(result.nan_params,),
+        derived=tuple(result.derived),
     )
     return state if start is None else _warm(key, state, start)
 
@@ -79,6 +87,20 @@ def _warm(key: Array, state: State, start: Start) -> State:
     index = len(state.components)
     state = replace(state.add(component), modes=(index,), num_given=1)
     return draw(key_draw, state, {index: level_size(state)}, np.ones(len(state.points.x), bool))
+
+
+def _cut_circles(problem: Problem, x: np.ndarray, log_likelihood: np.ndarray) -> tuple[Problem, np.ndarray]:
+    """Turn periodic parameters so that their ends lie where the first draws from the prior have the lowest likelihood.
+
+    An angle whose posterior lies across its ends took 4.2 calls for an effective sample instead of 1.5.
+    """
+    old = problem.prior
+    if not np.any(old.is_periodic):
+        return problem, x
+    u = special.ndtr(x)
+    turns = np.array([emptiest(c, log_likelihood) * is_on for c, is_on in zip(u.T, old.is_periodic, strict=True)])
+    new = old.turn(old.phases + turns)
+    return Problem(problem.likelihood, new), np.where(old.is_periodic, turn(x, -turns), x)
 
 
 @float64
@@ -150,6 +172,7 @@ def run(
     proposal: AbstractEstimator | None = None,
     start: Results | Mapping[str, Any] | np.ndarray | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool | Listener = True,
     settings: Settings = Settings(),  # noqa: B008
 ) -> Results:
     r"""Compute evidence and posterior.
@@ -178,11 +201,15 @@ def run(
             of Q is fitted to them. With samples of something else a run takes more calls, and its evidence is as right.
         checkpoint: Folder in which the run is kept, such as ``"run.nsflow"``. What is killed goes on from there to the
             same bits when it is called again, and what is finished is returned at once, or extended to a larger `ess`.
+        progress: What is shown of the run: True for a display on an interactive terminal (and nothing in a batch job),
+            False for none, or a function that is called with the :class:`nsflow.Progress` of every step. Each step is
+            a line of the logger "nsflow" as well, at level INFO.
         settings: Further options.
 
     Returns:
         The result: evidence with its error, weighted posterior, diagnostics. One that a cap ended is marked unfinished
-        and rests on what was drawn until then; `stop_reason` says which cap.
+        and rests on what was drawn until then; `stop_reason` says which cap. So is one whose likelihood failed after
+        the first draws from the prior, with the failure and its parameters as the reason for stopping.
 
     Raises:
         TypeError: If the likelihood, prior or an option is of the wrong kind.
@@ -203,6 +230,7 @@ def run(
         raise TypeError(f"`run` expected `settings` to be nsflow.Settings; got {settings!r}.")
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
         raise ValueError(f"`run` expected `seed` to be an integer from 0 to 2**32 - 1; got {seed!r}.")
+    check_progress(progress)
     given = {
         "ess": ess,
         "logZ_err": logZ_err,
@@ -227,9 +255,10 @@ def run(
         if checkpoint is None
         else opened(checkpoint, problem, settings, int(seed), given_start)
     )
-    with opening as (store, saved):
+    with opening as (store, saved), watching(progress, settings) as report:
+        began = time.monotonic() - (saved[1][-1].seconds if saved and saved[1] else 0.0)
         state, trace = saved or (init(key, problem, settings, given_start), [])
-        state = reopen(state) if state.phase is Phase.FINISHED else state
+        state, failure, reason = reopen(state) if state.phase is Phase.FINISHED else state, None, ""
         with listen() as interrupt:
             journal.stop = partial(_must_stop, interrupt, deadline)
             try:
@@ -238,14 +267,18 @@ def run(
                     if store:
                         store.offer(state, trace)
                     state, info = step(jax.random.fold_in(key, len(trace) + 1), state)
-                    trace.append(info)
+                    trace.append(info._replace(seconds=time.monotonic() - began))
                     journal.begin_step()
+                    report(trace)
             except Stopped as stopped:
                 reason = str(stopped)
+            except LikelihoodError as error:
+                failure = str(error)
             if store:
                 store.save(state, trace)
     # What a step had evaluated when it was left is no part of the result, but has been paid for.
-    return summarise(replace(state, num_calls=state.num_calls + journal.num_calls), trace, int(seed), reason)
+    state = replace(state, num_calls=state.num_calls + journal.num_calls)
+    return summarise(state, trace, int(seed), reason, failure)
 
 
 def _must_stop(interrupt: Interrupt, deadline: float) -> str:

@@ -38,6 +38,25 @@ def score(noise: Field, path: AbstractPath) -> Field:
     return lambda t, x: -noise(t, x) / path.sigma(t)
 
 
+def mean_noise(score: Field, path: AbstractPath) -> Field:
+    r"""Mean noise of a score that is given, :math:`\hat x_0(t, x) = -\sigma(t)\,\nabla \log p_t(x)`.
+
+    Args:
+        score: Score of the points on the path, called as ``score(t, x)``.
+        path: The path.
+
+    Returns:
+        The mean noise, called as ``noise(t, x)``, from which :meth:`nsflow.path.AbstractPath.velocity_from_noise` has
+        the velocity.
+
+    Example:
+        >>> from nsflow.path import LinearPath
+        >>> mean_noise(lambda t, x: -x, LinearPath())(jnp.array(0.5), jnp.ones(2)).tolist()
+        [0.5, 0.5]
+    """
+    return lambda t, x: -path.sigma(t) * score(t, x)
+
+
 # ------------------------------------------------------------- weightings of the noise scales
 
 

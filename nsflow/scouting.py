@@ -108,7 +108,7 @@ def _search(state: State, starts: dict[int, float]) -> Search:
             centre, log_density = ascend(target, state.points.x[start])
             if any(_is_within(centre, mode) for mode in (*state.summits, *found.summits, *new)):
                 continue
-            mode = measure(target, centre, log_density)
+            mode = measure(target, centre, log_density, state.problem.prior.step_widths(centre))
             if target.is_exhausted:  # its values are no longer the likelihood's
                 return found._replace(num_calls=target.num_calls)
             new.append(mode)

@@ -169,8 +169,9 @@ class PredictorCorrector(AbstractIntegrator):
         signal_to_noise: r.
 
     References:
-        Song et al. (2021), Algorithms 1 to 3. Theirs takes :math:`\sigma^2` from the norms of noise and score in a
-        batch; the expected norms give the same, and leave points independent.
+        Song et al. (2021), Algorithms 1 and 4: :math:`\eta = 2\,(r\,\lVert \xi \rVert / \lVert s \rVert)^2` from the
+        norms of noise and score in a batch. Here the score is that of the kernel, of mean squared norm
+        :math:`d / \sigma^2`, which that of the marginal never exceeds: steps are no longer, and points independent.
     """
 
     score: Field

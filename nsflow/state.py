@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from nsflow.batch import join_derived
 from nsflow.estimator import AbstractEstimator
 from nsflow.evidence import effective_sample_size
 from nsflow.flow import FlowInfo
@@ -151,6 +152,7 @@ class State:
     rounds: tuple[Batches, ...] = ()  # draws of the posterior rounds, as their proposals were then
     credits: tuple[float, ...] = ()  # how much a draw of each round counts, where a frozen one counts for one
     frozen: Batches | None = None
+    derived: tuple[str, ...] = ()  # names of what the likelihood returned for the first draws beside log L
     num_planned: int = 1  # batches of the frozen phase after which the target is looked at next
 
     @property
@@ -210,6 +212,7 @@ def extend(key: Array, state: State, old: Batches) -> tuple[State, Batches]:
         draws=Draws(*(np.concatenate(pair) for pair in zip(old.draws, draws, strict=True))),
         log_likelihood=np.concatenate([old.log_likelihood, result.log_likelihood]),
         log_prior=np.concatenate([old.log_prior, log_prior]),
+        derived=join_derived([(len(old.log_prior), old.derived), (len(log_prior), result.derived)]),
     )
     state = replace(state, num_calls=state.num_calls + len(draws.x), nan_params=(*state.nan_params, result.nan_params))
     return state, new
@@ -274,18 +277,22 @@ class StepInfo(NamedTuple):
     ess: float  # of the same points
     held_out: float  # log-density of held-out points under the flow trained in this step, nats; NaN if none was
     is_gaussian: bool  # whether that flow is a Gaussian
+    logZ_err: float = float("nan")  # nats, of the same points
+    seconds: float = float("nan")  # since the run began
 
 
 def describe(phase: Phase, state: State, fitted: FlowInfo | None = None) -> StepInfo:
     """What a step of the training phases did, as its points see it."""
     log_weights = state.points.log_posterior_weights
+    ess = effective_sample_size(log_weights)
     held_out, is_gaussian = (fitted.log_prob, fitted.is_gaussian) if fitted else (float("nan"), False)
     return StepInfo(
         str(phase),
         state.num_calls,
         state.contours[-1],
         float(np.logaddexp.reduce(log_weights)),
-        effective_sample_size(log_weights),
+        ess,
         held_out,
         is_gaussian,
+        logZ_err=float(np.sqrt(max(1 / ess - 1 / len(log_weights), 0.0))) if ess > 0 else float("inf"),
     )

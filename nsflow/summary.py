@@ -12,7 +12,13 @@ from nsflow.results import Results
 from nsflow.state import Phase, State, StepInfo
 
 
-def summarise(state: State, trace: Sequence[StepInfo] = (), seed: int | None = None, stop_reason: str = "") -> Results:
+def summarise(
+    state: State,
+    trace: Sequence[StepInfo] = (),
+    seed: int | None = None,
+    stop_reason: str = "",
+    failure: str | None = None,
+) -> Results:
     """Turn a state into a result, finished or not.
 
     Args:
@@ -20,6 +26,7 @@ def summarise(state: State, trace: Sequence[StepInfo] = (), seed: int | None = N
         trace: What each step did.
         seed: The seed, for the record.
         stop_reason: Why the run ended.
+        failure: What ended the run before its time.
 
     Returns:
         The result. Without a posterior round it rests on the training points, and says so in its alarms.
@@ -27,22 +34,25 @@ def summarise(state: State, trace: Sequence[StepInfo] = (), seed: int | None = N
     prior, fresh = state.problem.prior, state.fresh
     if fresh is not None:
         x, log_likelihood, log_weights = fresh.x, fresh.log_likelihood, fresh.log_weights
+        derived = fresh.derived
         num_draws, estimate = int(np.sum(fresh.num_draws)), fresh.estimate()
     else:
         num_draws = sum(state.num_draws)
         x, log_likelihood = state.points.x, state.points.log_likelihood
         log_weights = state.points.log_posterior_weights + np.log(num_draws)
         estimate = log_evidence(log_weights, num_draws=np.array([num_draws]))
+        derived = dict.fromkeys(state.derived, np.full(len(x), np.nan))  # training points do not carry them
     return Results(
-        names=prior.names,
-        samples=prior.flatten(prior.forward(x)),
+        names=(*prior.names, *derived),
+        derived=tuple(derived),
+        samples=np.column_stack([prior.flatten(prior.forward(x)), *derived.values()]),
         log_likelihood=log_likelihood,
         log_weights=log_weights,
         num_draws=num_draws,
         num_calls=state.num_calls,
         finished=state.phase is Phase.FINISHED,
-        stop_reason=stop_reason,
-        alarms=_alarms(state, estimate),
+        stop_reason=failure or stop_reason,
+        alarms=(*_alarms(state, estimate), *([f"the run was stopped by a failure: {failure}"] if failure else [])),
         seed=seed,
         settings=asdict(state.settings),
         versions={name: version(name) for name in ("nsflow", "jax", "flax", "optax", "numpyro")},

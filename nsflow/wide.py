@@ -42,12 +42,13 @@ class Wide:
 
     map: Map
 
+    def sample(self, key: Array, num_samples: int) -> np.ndarray:
+        """Draw points, ``(n, d)``."""
+        return np.asarray(self.map.forward(self._base(key, num_samples)))
+
     def sample_and_log_prob(self, key: Array, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
         """Draw points, ``(n, d)``, with their log-density in nats; NaN where the map folds."""
-        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-        num_dims = self.map.num_dims
-        width = _widths(num_dims)[rng.choice(len(SHARES), num_samples, p=SHARES)]
-        z = width[:, None] * rng.normal(size=(num_samples, num_dims))
+        z = self._base(key, num_samples)
         x = np.asarray(self.map.forward(z))
         preimage = self.map.inverse(x)
         recovered = np.max(np.abs(preimage.z - z), axis=1) < 1e-3
@@ -56,6 +57,12 @@ class Wide:
     def log_prob(self, x: Float[np.ndarray, "n d"]) -> np.ndarray:
         """Log-density in nats, shape ``(n,)``; NaN where the map's inverse was not found."""
         return self._density(self.map.inverse(x))
+
+    def _base(self, key: Array, num_samples: int) -> np.ndarray:
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+        num_dims = self.map.num_dims
+        width = _widths(num_dims)[rng.choice(len(SHARES), num_samples, p=SHARES)]
+        return width[:, None] * rng.normal(size=(num_samples, num_dims))
 
     def _density(self, preimage: Preimage) -> np.ndarray:
         z = np.asarray(preimage.z, np.float64)

@@ -10,7 +10,8 @@ import nsflow
 from nsflow.energy import Conservative, EnergyModel, gradient
 from nsflow.gaussian import Gaussian
 from nsflow.objective import FlowMatching
-from nsflow.path import TrigonometricPath
+from nsflow.path import LinearPath, TrigonometricPath
+from nsflow.process import ProcessPath, VarianceExploding
 from nsflow.score_matching import DenoisingScoreMatching
 from nsflow.train import Training
 from nsflow.velocity import Architecture
@@ -29,12 +30,13 @@ def model():
     return EnergyModel.fit(jax.random.key(0), modes(4000, 0), training=training)[0]
 
 
-def test_untrained_model_is_the_gaussian_of_the_points():
-    """E = z^2 / 2 in whitened coordinates: alpha^2 + sigma^2 = 1 on the trigonometric path."""
+@pytest.mark.parametrize("path", [PATH, LinearPath(), ProcessPath(VarianceExploding(0.1, 5.0))])
+def test_untrained_model_is_the_gaussian_of_the_points(path):
+    """E = z^2 / 2 in whitened coordinates, however wide the points of the path are there."""
     points = modes(500, 0)
     whole = Gaussian.fit(points)
-    potential = Conservative(DenoisingScoreMatching(PATH)).init(jax.random.key(0), 2, Architecture(width=8))
-    untrained = EnergyModel(potential, PATH, 0.9, whole)
+    potential = Conservative(DenoisingScoreMatching(path)).init(jax.random.key(0), 2, Architecture(width=8))
+    untrained = EnergyModel(potential, path, 0.7, whole)
     energy = [float(untrained.log_density(jnp.asarray(x, jnp.float32))) for x in points[:5]]
     np.testing.assert_allclose(energy, -0.5 * np.sum(whole.whiten(points[:5]) ** 2, axis=1), rtol=1e-4)
 

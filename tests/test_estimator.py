@@ -51,6 +51,7 @@ def test_density_integrates_to_one_and_draws_have_it(estimator):
     kept = np.isfinite(log_q)
     assert kept.mean() > 0.98
     np.testing.assert_allclose(np.asarray(density.log_prob(x))[kept], np.asarray(log_q)[kept], atol=2e-3)
+    np.testing.assert_array_equal(density.sample(jax.random.key(1), 4000), x)
 
 
 @EVERY

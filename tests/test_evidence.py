@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nsflow.evidence import effective_sample_size, log_evidence, pareto_khat
+from nsflow.evidence import effective_sample_size, log_evidence, pareto_khat, pareto_tail
 
 FALSE_ALARM = 1e-5  # chance that a correct nsflow fails any one statistical test in this file
 
@@ -147,13 +147,22 @@ def test_khat_of_bounded_weights_is_low_and_of_infinite_variance_high():
 
 def test_khat_is_regularised_towards_a_half(monkeypatch):
     """(k m + 5) / (m + 10) for a tail of m = 10 weights."""
-    monkeypatch.setattr("nsflow.evidence._generalised_pareto_shape", lambda _: 2.0)
+    monkeypatch.setattr("nsflow.evidence._generalised_pareto", lambda _: (2.0, 1.0))
     assert pareto_khat(np.arange(50.0)) == pytest.approx(25 / 20)
 
 
 def test_khat_knows_no_scale():
     log_weights = np.log(stats.genpareto(0.5).rvs(5000, random_state=0))
     assert pareto_khat(log_weights + 1e4) == pytest.approx(pareto_khat(log_weights), abs=1e-6)
+
+
+def test_tail_has_the_scale_of_what_exceeds_its_threshold():
+    """Excesses of a generalised Pareto over t are one again, of scale sigma + k t: mean over 40 repetitions."""
+    rng, n, shape, sigma = np.random.default_rng(0), 20_000, 0.3, 2.0
+    tails = [pareto_tail(np.log(stats.genpareto(shape, scale=sigma).rvs(n, random_state=rng))) for _ in range(40)]
+    log_ratios = [t.log_scale - np.log(sigma + shape * np.exp(t.log_threshold)) for t in tails]
+    assert np.mean(log_ratios) == pytest.approx(0, abs=0.02 + 5 * stats.sem(log_ratios))
+    assert all(t.size == np.ceil(3 * np.sqrt(n)) for t in tails)
 
 
 def test_khat_of_too_few_weights_is_infinite():

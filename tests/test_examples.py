@@ -79,3 +79,24 @@ def test_blackjax_example_runs_and_both_scripts_agree_with_gaussian_algebra():
     assert own_error < 0.3
     assert own_calls < calls / 15
     assert "ALARM" not in printed
+
+
+def test_two_moons_example_judges_every_method(tmp_path):
+    """Densities lie between the Gaussian and the truth; draws lie on the moons, half of them on each."""
+    command = [sys.executable, str(ROOT / "examples" / "two_moons.py"), "--quick", "--output", str(tmp_path)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    rows = re.findall(r"^(\S.*?) {2,}(-?\d+\.\d+)? +(\d\.\d+) +(\d\.\d+)$", printed, re.MULTILINE)
+    table = {name: [float(value or "nan") for value in values] for name, *values in rows}
+    assert len(table) == 15
+    assert table["data"][1:] == pytest.approx([0.99, 0.5], abs=0.05)
+    truth, gaussian = table["data"][0], table["Gaussian"][0]
+    assert truth - gaussian > 1
+    for name, (log_prob, on_moons, upper) in table.items():
+        if name in ("data", "Gaussian"):
+            continue
+        assert np.isnan(log_prob) or gaussian + 0.3 < log_prob < truth + 0.02, name
+        assert on_moons > (0.6 if name == "kernel density" else 0.75), name
+        assert upper == pytest.approx(0.5, abs=0.08), name
+    assert np.sum(np.isnan([row[0] for row in table.values()])) == 4
+    assert table["Gaussian"][1] < 0.6
+    assert (tmp_path / "two-moons.png").stat().st_size > 10_000

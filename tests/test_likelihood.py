@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from nsflow import host
+from nsflow.failure import LikelihoodError
 from nsflow.likelihood import CHUNKS, HostLikelihood, JaxLikelihood, as_likelihood, check, evaluate, require_finite
 
 PARAMS = {"a": np.arange(7.0), "b": np.arange(14.0).reshape(7, 2)}
@@ -144,6 +145,8 @@ def test_spawned_processes():
             likelihood = HostLikelihood(function, vectorized=vectorized, pool=pool)
             np.testing.assert_array_equal(evaluate(likelihood, PARAMS).log_likelihood, VALUES)
         with pytest.raises(ZeroDivisionError, match=r"boom.*failing_function.*'a': 3.0"):
+            check(HostLikelihood(failing_function, pool=pool), PARAMS)
+        with pytest.raises(LikelihoodError, match=r"boom.*failing_function.*'a': 3.0"):
             evaluate(HostLikelihood(failing_function, pool=pool), PARAMS)
 
 
@@ -169,7 +172,38 @@ def test_other_pools(pool):
 
 def test_worker_is_picklable():
     task = pickle.loads(pickle.dumps(host._Task(host_function, False)))
-    np.testing.assert_array_equal(task(PARAMS), VALUES)
+    np.testing.assert_array_equal(task(PARAMS).log_likelihood, VALUES)
+
+
+# ---- derived parameters
+
+
+DERIVED = {"sum": PARAMS["a"] + PARAMS["b"][:, 0], "half": PARAMS["a"] / 2}
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        JaxLikelihood(lambda p: (jax_function(p), {"sum": p["a"] + p["b"][0], "half": p["a"] / 2})),
+        HostLikelihood(lambda p: (host_function(p), {"sum": p["a"] + p["b"][0], "half": p["a"] / 2})),
+        HostLikelihood(
+            lambda p: (vectorized_function(p), {"sum": p["a"] + p["b"][:, 0], "half": p["a"] / 2}), vectorized=True
+        ),
+    ],
+    ids=["jax", "points", "vectorized"],
+)
+def test_derived_parameters_come_with_the_values(likelihood):
+    check(likelihood, PARAMS)
+    evaluation = evaluate(likelihood, PARAMS)
+    np.testing.assert_array_equal(evaluation.log_likelihood, VALUES)
+    assert set(evaluation.derived) == set(DERIVED)
+    for name, values in DERIVED.items():
+        np.testing.assert_array_equal(evaluation.derived[name], values)
+
+
+def test_a_likelihood_may_return_minus_infinity_before_it_has_derived_anything():
+    evaluation = evaluate(HostLikelihood(lambda p: -np.inf if p["a"] < 3 else (0.0, {"c": p["a"]})), PARAMS)
+    np.testing.assert_array_equal(evaluation.derived["c"], [np.nan] * 3 + [3, 4, 5, 6])
 
 
 # ---- NaN and infinity
@@ -185,14 +219,15 @@ def test_worker_is_picklable():
     ids=["jax", "points", "vectorized"],
 )
 def test_nan_becomes_impossible_and_is_recorded(likelihood):
-    log_likelihood, nan_params = evaluate(likelihood, PARAMS)
+    log_likelihood, nan_params, derived = evaluate(likelihood, PARAMS)
+    assert derived == {}
     np.testing.assert_array_equal(log_likelihood, [0, 1, -np.inf, 3, 4, 5, 6])
     np.testing.assert_array_equal(nan_params["a"], [2.0])
     np.testing.assert_array_equal(nan_params["b"], [[4.0, 5.0]])
 
 
 def test_minus_infinity_is_a_value():
-    log_likelihood, nan_params = evaluate(HostLikelihood(lambda p: -np.inf), PARAMS)  # noqa: ARG005
+    log_likelihood, nan_params, _ = evaluate(HostLikelihood(lambda p: -np.inf), PARAMS)  # noqa: ARG005
     assert np.all(log_likelihood == -np.inf)
     assert len(nan_params["a"]) == 0
 
@@ -201,6 +236,13 @@ def test_minus_infinity_is_a_value():
 def test_plus_infinity_is_refused_with_the_point(kind, where):
     with pytest.raises(ValueError, match=r"\+inf at \{'a': \[4.0\], 'b': \[\[8.0, 9.0\]\]\}"):
         evaluate(kind(lambda p: where(p["a"] == 4, np.inf, 0.0)), PARAMS)
+
+
+def test_what_no_double_can_square_is_infinite():
+    evaluation = evaluate(HostLikelihood(lambda p: -1.7e308 if p["a"] == 4 else -1e30), PARAMS)
+    np.testing.assert_array_equal(evaluation.log_likelihood, [-1e30] * 4 + [-np.inf] + [-1e30] * 2)
+    with pytest.raises(LikelihoodError, match=r"got \+1e\+300 at"):
+        evaluate(HostLikelihood(lambda p: 1e300), PARAMS)  # noqa: ARG005
 
 
 def test_impossible_everywhere_is_refused():
@@ -228,8 +270,10 @@ def test_likelihoods_are_immutable(likelihood):
 WRONG_CONSTRUCTIONS = {
     "no function": (lambda: as_likelihood(3.0), TypeError, "`JaxLikelihood` expected a function.*got 3.0"),
     "no host function": (lambda: HostLikelihood([1]), TypeError, "`HostLikelihood` expected a function"),
-    "pool without map": (lambda: HostLikelihood(host_function, pool=4), TypeError, "`map` method; got 4"),
-    "no chunks": (lambda: HostLikelihood(host_function, num_chunks=0), ValueError, "positive integer.*got 0"),
+    "pool without map": (lambda: HostLikelihood(host_function, pool=4), TypeError, "`map` method.*; got 4"),
+    "no chunks": (lambda: HostLikelihood(host_function, num_chunks=0), ValueError, "at least 1 as `num_chunks`; got 0"),
+    "half a chunk": (lambda: HostLikelihood(host_function, num_chunks=2.5), ValueError, "`num_chunks`; got 2.5"),
+    "no mesh": (lambda: JaxLikelihood(jax_function, mesh=4), TypeError, "`mesh` of devices; got 4.*make_mesh"),
 }
 
 
@@ -257,6 +301,7 @@ WRONG_JAX = {
     "boolean": (lambda p: p["a"] > 0, TypeError, "real number; got bool"),
     "none": (lambda p: None, TypeError, "one real scalar; got None"),  # noqa: ARG005
     "tuple": (lambda p: (p["a"], p["a"]), TypeError, "one real scalar"),
+    "derived vector": (lambda p: (p["a"], {"c": p["b"]}), ValueError, r"'c' expected to return a scalar"),
     "numpy": (lambda p: np.sin(p["a"]).sum(), TypeError, WRAP),
     "math": (lambda p: math.sin(p["a"]), TypeError, WRAP),
     "float": (lambda p: float(p["a"]), TypeError, WRAP),
@@ -291,6 +336,10 @@ WRONG_HOST = {
     "scalar": (lambda p: p["a"].sum(), True, ValueError, r"shape \(7,\).*got \(\)"),
     "column": (lambda p: p["a"][:, None], True, ValueError, r"shape \(7,\).*got \(7, 1\)"),
     "ragged": (lambda p: [None] * len(p["a"]), True, TypeError, "real numbers; got list"),
+    "lists of unequal lengths": (lambda p: [[0.0], [0.0, 1.0]], False, TypeError, "real numbers; got list"),  # noqa: ARG005
+    "derived vector": (lambda p: (0.0, {"c": p["b"]}), False, ValueError, "derived parameter 'c'; got shape"),
+    "derived text": (lambda p: (0.0, {"c": "x"}), False, TypeError, "'c' expected to return real numbers"),  # noqa: ARG005
+    "derived scalar": (lambda p: (p["a"], {"c": 1.0}), True, ValueError, r"shape \(7,\) of the derived .*'c'"),
 }
 
 
@@ -317,6 +366,8 @@ def strange(params):  # noqa: ARG001
     ],
 )
 def test_exceptions_name_the_point(function, error, match):
-    with pytest.raises(error, match=match) as caught:
-        evaluate(HostLikelihood(function), PARAMS)
-    assert isinstance(caught.value.__cause__, (ZeroDivisionError, StrangeError))
+    """Before a run of the same type; during one of the type that a run catches."""
+    for call, kind in ((check, error), (evaluate, LikelihoodError)):
+        with pytest.raises(kind, match=match) as caught:
+            call(HostLikelihood(function), PARAMS)
+        assert isinstance(caught.value.__cause__, (ZeroDivisionError, StrangeError))

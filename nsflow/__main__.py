@@ -1,0 +1,8 @@
+"""`python -m nsflow` is the command `nsflow`."""
+
+import sys
+
+from nsflow.terminal import main
+
+if __name__ == "__main__":
+    sys.exit(main())
