@@ -7,10 +7,9 @@ from typing import Any, no_type_check
 
 import numpy as np
 
-from nsflow.batch import join_derived
 from nsflow.checkpoint import load_state
-from nsflow.evidence import Evidence, effective_sample_size, log_evidence, pareto_khat
-from nsflow.fresh import Batches
+from nsflow.evidence import Evidence, effective_sample_size, pareto_khat
+from nsflow.fresh import Batches, pool
 from nsflow.journal import Journal, Recorded
 from nsflow.likelihood import Likelihood, as_likelihood
 from nsflow.periodic import turn
@@ -50,7 +49,9 @@ def merge(
 
     the balance heuristic: what one run proposes well needs no heavy weights from another that missed it. It is unbiased
     since no draw has trained any of the :math:`Q_r`: its own was frozen before, and the others are independent. Draws
-    of the posterior rounds, which trained their own run's Q, are left out.
+    of the posterior rounds, which trained their own run's Q, keep the densities of their own time and count for as many
+    draws of the union as the second moments of the weights say. The union's draws decide that, so that the rounds of a
+    run that has missed something hardly count.
 
     Args:
         runs: At least two results, or at least two paths of checkpoints.
@@ -140,44 +141,49 @@ def _pooled(results: Sequence[Results]) -> Results:
 
 
 def _union(states: Sequence[State], seeds: Sequence[int]) -> Results:
-    batches: list[Batches] = []
+    frozen: list[tuple[Batches, Prior]] = []
     for state, seed in zip(states, seeds, strict=True):
         if state.frozen is None or state.frozen.num_batches == 0:
             raise ValueError(
                 f"`merge` expected runs that have reached their last phase; that of seed {seed} has not yet."
             )
-        batches.append(state.frozen)
-    num_draws = np.concatenate([b.num_draws for b in batches])
-    priors = [state.problem.prior for state in states]
-    log_likelihood = np.concatenate([b.log_likelihood for b in batches])
-    log_ratios = [_log_ratio(b.draws.x, p, batches, priors) for b, p in zip(batches, priors, strict=True)]
-    log_weights = log_likelihood - np.concatenate(log_ratios)
-    first = np.cumsum([0, *(len(b.num_draws) for b in batches)])
-    stratum = np.concatenate([b.draws.component + j for b, j in zip(batches, first, strict=False)])
-    estimate = log_evidence(log_weights, stratum, num_draws)
-    derived = join_derived([(len(b.log_prior), b.derived) for b in batches])
+        frozen.append((state.frozen, state.problem.prior))
+    rounds = [(b, state.problem.prior) for state in states for b in state.rounds]
+    log_ratio = np.concatenate([_log_ratio(b.draws.x, prior, frozen) for b, prior in frozen])
+    log_weights = np.concatenate([b.log_likelihood for b, _ in frozen]) - log_ratio
+    credits = [1.0] * len(frozen)
+    for one in rounds:
+        log_M = np.concatenate([_log_ratio(b.draws.x, prior, [one]) for b, prior in frozen])
+        log_moment = np.logaddexp.reduce(2 * log_weights + log_ratio - log_M)
+        credits.append(float(np.exp(np.logaddexp.reduce(2 * log_weights) - log_moment)))
+    batches, priors = [b for b, _ in (*frozen, *rounds)], [prior for _, prior in (*frozen, *rounds)]
+    fresh = pool(batches, credits)
+    # The frozen draws are pooled as the one mixture that they are: their own weights give way to those of the union.
+    scale = np.sum(fresh.num_draws) / sum(c * np.sum(b.num_draws) for b, c in zip(batches, credits, strict=True))
+    fresh.log_weights[: len(log_weights)] = log_weights + np.log(scale)
+    estimate = fresh.estimate()
     params = np.concatenate([p.flatten(p.forward(b.draws.x)) for b, p in zip(batches, priors, strict=True)])
     return Results(
-        names=(*priors[0].names, *derived),
-        derived=tuple(derived),
-        samples=np.column_stack([params, *derived.values()]),
-        log_likelihood=log_likelihood,
-        log_weights=log_weights,
-        num_draws=int(np.sum(num_draws)),
+        names=(*priors[0].names, *fresh.derived),
+        derived=tuple(fresh.derived),
+        samples=np.column_stack([params, *fresh.derived.values()]),
+        log_likelihood=fresh.log_likelihood,
+        log_weights=fresh.log_weights,
+        num_draws=int(np.sum(fresh.num_draws)),
         num_calls=sum(state.num_calls for state in states),
         finished=all(state.phase is Phase.FINISHED for state in states),
         stop_reason=f"merged from {len(states)} checkpoints",
-        alarms=(*weight_alarms(estimate), *_disagreements([b.estimate()[:2] for b in batches])),
+        alarms=(*weight_alarms(estimate), *_disagreements([b.estimate()[:2] for b, _ in frozen])),
         settings={"runs": [{"seed": seed, **asdict(s.settings)} for s, seed in zip(states, seeds, strict=True)]},
         **estimate._asdict(),
     )
 
 
-def _log_ratio(x: np.ndarray, prior: Prior, batches: Sequence[Batches], priors: Sequence[Prior]) -> np.ndarray:
+def _log_ratio(x: np.ndarray, prior: Prior, batches: Sequence[tuple[Batches, Prior]]) -> np.ndarray:
     """Log of Q / pi at latent points of one run; each run has cut the circles of periodic parameters open elsewhere."""
-    total = sum(int(np.sum(b.num_draws)) for b in batches)
+    total = sum(int(np.sum(b.num_draws)) for b, _ in batches)
     terms = []
-    for b, other in zip(batches, priors, strict=True):
+    for b, other in batches:
         turns = prior.phases - other.phases
         seen = np.where(other.is_periodic, turn(x, turns), x) if np.any(turns) else x
         log_Q = b.proposal.log_prob(seen) - np.asarray(other.latent_log_prob(seen))

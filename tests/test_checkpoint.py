@@ -18,6 +18,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from safetensors.numpy import save_file
+from scipy import special
 
 import nsflow
 from nsflow import checkpoint, codec, journal
@@ -169,6 +170,32 @@ def test_capped_run_goes_on_when_the_cap_is_raised(whole, tmp_path):
     assert run(path, max_calls=2500) == capped
     result = run(path)
     assert (result.logZ, result.num_calls) == (whole.logZ, whole.num_calls)
+
+
+def test_circles_and_derived_parameters_come_back_and_merge(tmp_path, monkeypatch):
+    """An angle whose posterior lies across its ends; each run cuts its circle open elsewhere."""
+    monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
+    prior = nsflow.Prior({"phi": nsflow.Periodic(dist.Uniform(0, 2 * np.pi)), "y": dist.Uniform(-5, 5)})
+    calls = []
+
+    def dying(p):
+        calls.append(p)
+        if len(calls) % 900 == 0:
+            raise Killed
+        return 10 * (np.cos(p["phi"]) - 1) - 0.5 * p["y"] ** 2 / 0.3**2, {"square": p["y"] ** 2}
+
+    paths = [tmp_path / "0", tmp_path / "1"]
+    whole = run(None, lambda p: dying(p) if len(calls) % 900 != 899 else calls.append(p) or dying(p), False, prior)
+    result, starts = until_done(lambda: run(paths[0], dying, False, prior))
+    assert starts > 2
+    assert result == whole
+    np.testing.assert_allclose(result.samples[:, 2], result.samples[:, 1] ** 2)
+    until_done(lambda: run(paths[1], dying, False, prior, seed=1))
+    merged = nsflow.merge(paths, log_likelihood=nsflow.HostLikelihood(lambda p: dying(p)[0]), prior=prior)
+    logZ = np.log(special.ive(0, 10) * 0.3 * np.sqrt(2 * np.pi) / 10)
+    assert abs(merged.logZ - logZ) < 5 * merged.logZ_err
+    assert merged.logZ_err < 0.04
+    np.testing.assert_allclose(merged.samples[:, 2], merged.samples[:, 1] ** 2)
 
 
 def curved(p):

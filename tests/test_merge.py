@@ -62,12 +62,17 @@ def frozen_run(seed, centre):
     """A state whose frozen mixture proposes one of the two modes, and a little of the prior."""
     components = (PriorProposal(PRIOR), Gaussian(np.array([centre]), np.array([[0.12]])))
     proposal = MetaProposal(components, (20, 400))
-    draws = proposal.sample(jax.random.key(seed))
     nothing = Points(np.zeros((0, 1)), *(np.zeros(0),) * 3, np.zeros(0, bool), 0)
-    log_prior = np.asarray(PRIOR.latent_log_prob(draws.x))
-    batches = Batches(proposal, (0, 1), 1, draws, log_likelihood(draws.x), log_prior)
+    batches = batch(proposal, seed)
     problem = Problem(nsflow.HostLikelihood(len), PRIOR)
-    return State(problem, nsflow.Settings(), Phase.FINISHED, nothing, components, (20, 400), 420, (), frozen=batches)
+    state = State(problem, nsflow.Settings(), Phase.FINISHED, nothing, components, (20, 400), 420, (), frozen=batches)
+    return replace(state, rounds=(batch(proposal, seed + 1000),))
+
+
+def batch(proposal, seed):
+    draws = proposal.sample(jax.random.key(seed))
+    log_prior = np.asarray(PRIOR.latent_log_prob(draws.x))
+    return Batches(proposal, (0, 1), 1, draws, log_likelihood(draws.x), log_prior)
 
 
 def test_union_of_mixtures_needs_no_luck_where_a_run_has_missed_a_mode():
@@ -85,11 +90,22 @@ def test_union_of_mixtures_needs_no_luck_where_a_run_has_missed_a_mode():
     assert np.mean([e.logZ for e in alone]) < -0.05
 
 
+def test_rounds_count_where_they_are_as_good_as_the_union():
+    """Two runs of one good mixture: a draw of a round counts for a frozen one, and the ESS is that of all draws."""
+    with jax.enable_x64(True):
+        runs = [frozen_run(i, 1.5) for i in range(2)]
+        both = MetaProposal((*runs[0].components, Gaussian(np.array([-1.5]), np.array([[0.12]]))), (20, 400, 400))
+        runs = [replace(s, frozen=batch(both, i), rounds=(batch(both, i + 9),)) for i, s in enumerate(runs)]
+        merged, without = _union(runs, (0, 1)), _union([replace(s, rounds=()) for s in runs], (0, 1))
+    assert merged.ess == pytest.approx(2 * without.ess, rel=0.1)
+    assert abs(merged.logZ) < 5 * merged.logZ_err
+
+
 def test_union_counts_draws_and_says_what_is_missing():
     with jax.enable_x64(True):
         one, two = frozen_run(0, -1.5), frozen_run(1, 1.5)
         merged = _union([one, two], (0, 1))
-        assert (merged.num_draws, merged.num_calls) == (840, 840)
+        assert (merged.num_draws, merged.num_calls) == (1680, 840)
         with pytest.raises(ValueError, match="that of seed 1 has not yet"):
             _union([one, replace(two, frozen=None)], (0, 1))
 
