@@ -109,7 +109,7 @@ class Checkpoint:
             given = given_by(self.problem, self.settings)
             state, trace = decode(manifest.nodes, manifest.root, given, blocks.__getitem__)
         except Exception as error:
-            raise _damaged(self.path / MANIFEST, f"{type(error).__name__}: {error}") from error
+            raise _damaged(self.path / MANIFEST, f"{type(error).__name__}: {error}") from None
         self.likelihood = manifest.likelihood
         self._check_likelihood(state)
         self._phase, self._num_steps = state.phase, len(trace)
@@ -339,14 +339,14 @@ def opened(
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / LOCK, "ab")
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise _unwritable(folder, error) from None
     try:
         _acquire(lock, folder)
         saved = checkpoint.restore() if exists else None
         try:
             checkpoint.begin()
         except OSError as error:
-            raise _unwritable(folder, error) from error
+            raise _unwritable(folder, error) from None
         yield checkpoint, saved
     finally:
         checkpoint.close()
@@ -379,10 +379,10 @@ def _acquire(lock: BinaryIO, folder: Path) -> None:
         return
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
+    except (BlockingIOError, PermissionError):
         raise ValueError(
             f"The checkpoint {folder} is in use by another process. Wait for it, or give another path."
-        ) from error
+        ) from None
     except OSError:  # a file system without locks
         pass
 
@@ -400,7 +400,7 @@ def _read_segment(path: Path, keys: list[str]) -> dict[str, bytes]:
     try:
         blocks = {key: block.tobytes() for key, block in load(_read_bytes(path)).items()}
     except (SafetensorError, ValueError, KeyError) as error:
-        raise _damaged(path, str(error)) from error
+        raise _damaged(path, str(error)) from None
     for key in keys:
         if key not in blocks or blake2b(blocks[key], digest_size=16).hexdigest() != key:
             raise _damaged(path, f"block {key} is missing or has changed")
@@ -410,8 +410,8 @@ def _read_segment(path: Path, keys: list[str]) -> dict[str, bytes]:
 def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except FileNotFoundError as error:
-        raise _damaged(path, "it is missing") from error
+    except FileNotFoundError:
+        raise _damaged(path, "it is missing") from None
 
 
 def _write_manifest(folder: Path, manifest: Manifest, nodes: str) -> None:
@@ -426,7 +426,7 @@ def _read_manifest(folder: Path) -> Manifest:
         head, nodes, digest = _read_bytes(path).decode().split("\n")
         document = json.loads(head)
     except ValueError as error:
-        raise _damaged(path, str(error)) from error
+        raise _damaged(path, str(error)) from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise _damaged(path, "it does not say that it is one")
     if document.get("format_version") != FORMAT_VERSION:
