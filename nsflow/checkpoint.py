@@ -26,7 +26,7 @@ from safetensors.numpy import load, save
 from nsflow.codec import Encoder, NotStorable, decode, given_by
 from nsflow.estimator import AbstractEstimator
 from nsflow.files import write_bytes
-from nsflow.journal import Columns, Journal, bare, read
+from nsflow.journal import Columns, Journal, Recorded, bare, read
 from nsflow.likelihood import evaluate
 from nsflow.prior import Prior
 from nsflow.start import Start
@@ -100,7 +100,7 @@ class Checkpoint:
         for name, keys in manifest.segments.items():
             blocks |= _read_segment(self.path / name, keys)
             self._sizes[name] = (self.path / name).stat().st_size
-        journal: Journal = self.problem.likelihood.journal
+        journal = _journal(self.problem)
         journal.known, _ = read(_read_bytes(self.path / manifest.journal))
         if manifest.root < 0:
             journal.check = self._check_first
@@ -187,7 +187,7 @@ class Checkpoint:
             self._sizes[name] = _write_segment(self.path / name, new)
             segments[name] = list(new)
         journal = f"journal-{number}"
-        write_bytes(self.path / journal, b"".join(self.problem.likelihood.journal.pending))
+        write_bytes(self.path / journal, b"".join(_journal(self.problem).pending))
         nodes = "[" + ",".join(encoder.nodes) + "]"
         manifest = Manifest(self.identity, self.likelihood, [], root, segments, journal)
         _write_manifest(self.path, manifest, nodes)
@@ -202,7 +202,7 @@ class Checkpoint:
         self._journal = open(self.path / name, "r+b")
         self._journal.truncate(whole)
         self._journal.seek(whole)
-        self.problem.likelihood.journal.keep = self._keep
+        _journal(self.problem).keep = self._keep
 
     def _keep(self, piece: bytes) -> None:
         """Append a piece to the journal. After a failure no more is kept until the next checkpoint."""
@@ -304,7 +304,7 @@ def load_state(path: str | os.PathLike[str], problem: Problem, settings: Setting
     checkpoint = Checkpoint(folder, problem, settings, run["seed"])
     checkpoint.identity["start"] = run.get("start")
     saved = checkpoint.restore()
-    problem.likelihood.journal.known, problem.likelihood.journal.check = {}, None
+    _journal(problem).known, _journal(problem).check = {}, None
     if saved is None:
         raise ValueError(f"The checkpoint {folder} has no draws yet. Let the run go on first.")
     return saved[0], run["seed"]
@@ -350,8 +350,13 @@ def opened(
         yield checkpoint, saved
     finally:
         checkpoint.close()
-        problem.likelihood.journal.keep = None
+        _journal(problem).keep = None
         lock.close()
+
+
+def _journal(problem: Problem) -> Journal:
+    assert isinstance(problem.likelihood, Recorded)
+    return problem.likelihood.journal
 
 
 def _check_path(folder: Path) -> bool:

@@ -178,7 +178,8 @@ class Encoder:
         return self._place[text]
 
     def _node(self, value: Any) -> list[Any]:
-        if value is None or type(value) in (bool, int, float, str):
+        kind: Any = type(value)
+        if value is None or kind in (bool, int, float, str):
             return ["value", value]
         if id(value) in self._given:
             return ["given", self._given[id(value)]]
@@ -186,25 +187,25 @@ class Encoder:
             return ["phase", str(value)]
         if isinstance(value, np.generic | np.ndarray | jax.Array):
             return self._array(value)
-        if type(value) is tuple and len(value) >= COLUMNS and len({type(item) for item in value}) == 1:
+        if kind is tuple and len(value) >= COLUMNS and len({type(item) for item in value}) == 1:
             if hasattr(value[0], "_fields"):
                 return ["rows", self._class(type(value[0])), [self._column(c) for c in zip(*value, strict=True)]]
-        if type(value) in (tuple, list):
-            return [type(value).__name__, [self.encode(item) for item in value]]
+        if kind in (tuple, list):
+            return [kind.__name__, [self.encode(item) for item in value]]
         if isinstance(value, Prior):  # that of the call, with its circles cut open elsewhere
             return ["prior", self.encode(value.phases)]
-        if type(value) in (dict, MappingProxyType) and all(type(key) is str for key in value):
+        if kind in (dict, MappingProxyType) and all(type(key) is str for key in value):
             return ["dict", list(value), [self.encode(item) for item in value.values()]]
-        if type(value) in (partial, Partial) and not value.keywords:
+        if kind in (partial, Partial) and not value.keywords:
             # JAX keeps a partial within a Partial apart by a wrapper, whose content is `fun`.
             function = getattr(value.func, "fun", value.func)
-            return [type(value).__name__, self.encode(function), self._arguments(value.args)]
+            return [kind.__name__, self.encode(function), self._arguments(value.args)]
         if not isinstance(value, type) and FUNCTIONS.get(_name_or_none(value)) is value:
             return ["function", _name(value)]
         names = getattr(value, "_fields", None) or ([f.name for f in fields(value)] if is_dataclass(value) else None)
         if isinstance(value, type) or names is None:
             raise _refused(value)
-        return ["object", self._class(type(value)), list(names), [self.encode(getattr(value, n)) for n in names]]
+        return ["object", self._class(kind), list(names), [self.encode(getattr(value, n)) for n in names]]
 
     def _class(self, cls: type) -> str:
         if CLASSES.get(_name(cls)) is not cls:

@@ -181,11 +181,11 @@ def check(likelihood: Likelihood, params: Params) -> int:
         >>> check(JaxLikelihood(lambda params: -(params["a"] ** 2)), {"a": np.zeros(4)})
         0
     """
-    host, likelihood = as_numpy(params), bare(likelihood)
-    if isinstance(likelihood, JaxLikelihood):
-        _check_traced(likelihood.function, host)
+    host, inner = as_numpy(params), bare(likelihood)
+    if isinstance(inner, JaxLikelihood):
+        _check_traced(inner.function, host)
         return 0
-    return len(evaluate_host(likelihood, host, retries=0).log_likelihood)
+    return len(evaluate_host(inner, host, retries=0).log_likelihood)
 
 
 def require_finite(log_likelihood: Float[np.ndarray, " n"]) -> None:

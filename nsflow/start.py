@@ -31,7 +31,9 @@ class Start(NamedTuple):
         """
         x = np.asarray(prior.inverse(_params(self.samples, prior)), np.float64)
         inside = np.all(np.isfinite(x), axis=1) & (self.log_weights > -np.inf)
-        inside &= np.isfinite(np.asarray(prior.latent_log_prob(np.where(inside[:, None], x, 0.0))))
+        # What lies beyond an edge is mapped to the edge, far out in latent space, and does not come back.
+        back = prior.flatten(prior.forward(np.where(inside[:, None], x, 0.0)))
+        inside &= np.all(np.isclose(back, self.samples, 1e-6, 1e-9), axis=1)
         num_distinct, least = len(np.unique(x[inside], axis=0)), 10 * (1 + prior.num_dims)
         if num_distinct < least:
             raise ValueError(
