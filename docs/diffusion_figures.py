@@ -64,9 +64,9 @@ def fields(page: dict[str, Any]) -> Any:
     axes[0, 0].set(title="held-out log-density, whitened", xlabel="gradient steps", ylim=(-2.9, None))
     axes[0, 0].legend(fontsize=7, frameon=False)
     axes[1, 0].set(title="loss above its last value", xlabel="gradient steps")
-    rng, path = np.random.default_rng(0), page["path"]
+    path = page["path"]
     for row, name in zip(axes, ("flow matching", "denoising score matching"), strict=True):
-        flow = page["fits"][name][0]
+        flow, rng = page["fits"][name][0], np.random.default_rng(0)  # the same points in both rows
         white = np.linalg.solve(flow.scale, (page["points"] - flow.mean).T).T
         for panel, t in zip(row[1:], (0.5, 0.7, 0.9), strict=True):
             at = jnp.asarray(t, jnp.float32)
@@ -83,7 +83,7 @@ def fields(page: dict[str, Any]) -> Any:
                 scale_units="xy",
                 scale=4,
             )
-            bare(panel, f"{name.removesuffix(' matching')}, t = {t}", (-2.6, 2.6, -2.6, 2.6))
+            bare(panel, f"{name.removeprefix('denoising ')}, t = {t}", (-2.6, 2.6, -2.6, 2.6))
     return figure
 
 

@@ -106,7 +106,7 @@ POOLS = {
 # %%
 def run(pool):
     likelihood = nsflow.HostLikelihood(log_likelihood, pool=pool)
-    return nsflow.run(likelihood, prior(), settings=nsflow.Settings(ess=1000, num_prior=500, num_live=300))
+    return nsflow.run(likelihood, prior(), seed=1, settings=nsflow.Settings(ess=1000, num_prior=500, num_live=300))
 
 
 def main(kinds):

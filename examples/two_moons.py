@@ -78,7 +78,7 @@ PATH = TrigonometricPath()
 def estimators(quick):
     """Ways to fit a density, by name."""
     network = Architecture(width=48) if quick else None
-    training = {"num_steps": 400 if quick else 4000, "architecture": network, "patience": 5, "integration_steps": 12}
+    training = {"num_steps": 400 if quick else 2000, "architecture": network, "patience": 5, "integration_steps": 12}
 
     def flow(objective, **changes):
         return nsflow.FlowEstimator(nsflow.Training(**training | changes, objective=objective), wide=False)
@@ -93,7 +93,7 @@ def estimators(quick):
         "denoising score, VP": flow(DenoisingScoreMatching(DIFFUSION)),
         "implicit score": flow(ImplicitScoreMatching(PATH)),
         "action matching": flow(ActionMatching(PATH)),
-        "maximum likelihood": flow(MaximumLikelihood(PATH, num_steps=4), num_steps=100 if quick else 1000),
+        "maximum likelihood": flow(MaximumLikelihood(PATH, num_steps=4), num_steps=100 if quick else 400),
     }
 
 
@@ -144,7 +144,7 @@ def energy_draws(key, points, n, quick):
     """Metropolis-adjusted Langevin dynamics in the energy that a scalar network has learned."""
     key_fit, key_start, key_chain = jax.random.split(key, 3)
     # The gradient of a network is what learns here, and it learns slowly.
-    training = nsflow.Training(num_steps=1000 if quick else 6000, architecture=Architecture(width=48), patience=10)
+    training = nsflow.Training(num_steps=1000 if quick else 4000, architecture=Architecture(width=48), patience=10)
     model, _ = nsflow.EnergyModel.fit(key_fit, points, training=training)
     start = model.whole.sample(key_start, n).astype(np.float32)
 
@@ -165,7 +165,7 @@ def energy_draws(key, points, n, quick):
 def main(output="chains", quick=False):
     """Fit and draw by every method, print a table, write a picture; return the draws by name."""
     points, held_out = two_moons(2000 if quick else 5000, seed=0), two_moons(2000, seed=1)
-    num_draws = 500 if quick else 3000
+    num_draws = 500 if quick else 2000
     edge = np.quantile(true_log_prob(points), 0.01)
     draws, log_probs = {"data": held_out}, {"data": np.mean(true_log_prob(held_out))}
     key = jax.random.key(0)

@@ -82,6 +82,11 @@ def diagnostics(result: Results) -> list[Diagnostic]:
 # Beginnings and middles of the sentences of nsflow.summary; a test compares both lists.
 ADVICE = (
     (
+        "stopped by a failure",
+        "Mend the likelihood at the parameters that the message names, and run again. The numbers are those of the "
+        "draws before it.",
+    ),
+    (
         "no fresh draws",
         "The run was stopped before it could draw independently of its training. Let it make more likelihood calls.",
     ),

@@ -26,7 +26,8 @@ class HostLikelihood:
             process. `function` must then be picklable where the pool needs that.
         num_chunks: Number of pieces into which a batch is cut for the pool. If left out one a worker of a vectorized
             function, four of another one, and one a point where there is a `timeout`.
-        timeout: Seconds that one call of `function` may take; it needs a `pool`. None waits for ever.
+        timeout: Seconds that one call of `function` may take: if no worker has answered for so long, what they are at
+            is given up. It needs a `pool`. None waits for ever.
         retries: How often a call that raised, or whose worker died or hung, is made again before it is reported.
 
     Raises:

@@ -35,6 +35,7 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "lines.linewidth": 1.5,
+    "text.usetex": False,  # LaTeX obeys what the labels of a stranger's file say
 }
 PAPER = {
     "text.color": "#222222",
@@ -69,23 +70,24 @@ def triangle(result: Results, params: Sequence[str] | None = None, dark: bool = 
 
     Args:
         result: A result with at least one draw of positive weight.
-        params: Columns to plot; default all, or the first twelve of more.
+        params: Columns to plot; default all that have a value at every draw, or the first twelve of more.
         dark: Colours for a dark page.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: If a name is not a column or no draw has a weight.
+        ValueError: If a name is not a column, a column is not a number somewhere, or no draw has a weight.
     """
     from anesthetic import make_2d_axes
     from anesthetic.plot import kde_contour_plot_2d, kde_plot_1d
 
-    names = list(result.names[:MAX_PLOT_PARAMS]) if params is None else list(params)
-    unknown = [name for name in names if name not in result.names]
-    if unknown or not names:
-        raise ValueError(f"`params` expected names among {result.names}; got {unknown or names}.")
     draws = result.posterior(min(max(int(result.ess), 1000), MAX_KERNELS))
+    known = [name for name in result.names if np.isfinite(draws[name]).all()]  # what a likelihood derives may be NaN
+    names = known[:MAX_PLOT_PARAMS] if params is None else list(params)
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise ValueError(f"`params` expected names among {tuple(known)}; got {unknown or names}.")
     scales = {name: _bandwidth_scale(draws[name]) for name in names}
     size = float(np.clip(1.15 * len(names) + 0.9, 4.5, 13))
     frames = {"axes.grid": False, "axes.spines.right": True, "axes.spines.top": True}

@@ -213,7 +213,9 @@ class _Panel:
         self.target = float(settings.ess)
         self.latest: Progress | None = None
         self.since = time.monotonic()
-        self.live = Live(self, console=console, refresh_per_second=4, transient=True)
+        # What a likelihood prints goes above the lines; but to its file where that is not the terminal.
+        is_shown = sys.stdout is not None and sys.stdout.isatty()
+        self.live = Live(self, console=console, refresh_per_second=4, transient=True, redirect_stdout=is_shown)
 
     def start(self) -> None:
         self.since = time.monotonic()

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from nsflow.diagnostics import advice, diagnostics
-from nsflow.plots import KINDS, MAX_PLOT_PARAMS, save
-from nsflow.results import Results
+from nsflow.plots import KINDS, save
+from nsflow.results import MAX_PLOT_PARAMS, Results
 from nsflow.tables import evidence, marginals, number
 
 MAX_STEPS = 60  # rows of the trace; of a longer run the middle is left out

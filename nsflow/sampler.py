@@ -92,7 +92,7 @@ def _warm(key: Array, state: State, start: Start) -> State:
 def _cut_circles(problem: Problem, x: np.ndarray, log_likelihood: np.ndarray) -> tuple[Problem, np.ndarray]:
     """Turn periodic parameters so that their ends lie where the first draws from the prior have the lowest likelihood.
 
-    An angle whose posterior lies across its ends took 4.2 calls for an effective sample instead of 1.5.
+    With an angle whose posterior lay across its ends a run in 8-d took 6.0 calls for an effective sample, and 3.3 so.
     """
     old = problem.prior
     if not np.any(old.is_periodic):

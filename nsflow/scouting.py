@@ -106,7 +106,9 @@ def _search(state: State, starts: dict[int, float]) -> Search:
         rarity: list[float] = []
         for start in list(starts)[i : i + NUM_CLIMBERS]:
             centre, log_density = ascend(target, state.points.x[start])
-            if any(_is_within(centre, mode) for mode in (*state.summits, *found.summits, *new)):
+            if log_density == -np.inf or any(
+                _is_within(centre, mode) for mode in (*state.summits, *found.summits, *new)
+            ):
                 continue
             mode = measure(target, centre, log_density, state.problem.prior.step_widths(centre))
             if target.is_exhausted:  # its values are no longer the likelihood's

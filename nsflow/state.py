@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
@@ -88,11 +89,16 @@ class Settings:
                 isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < np.inf
             ):
                 raise ValueError(f"`{name}` expected a positive, finite number of {unit}, or None; got {value!r}.")
-        if not -np.inf < self.compression[0] < self.compression[1] < 0:
+        for name in ("num_prior", "num_live", "max_scouts", "kernel_dims", "max_rounds", "max_restarts"):
+            value, smallest = getattr(self, name), int(name == "max_rounds")
+            is_left_out = value is None and name in ("num_prior", "num_live")
+            if not is_left_out and (isinstance(value, bool) or not isinstance(value, int) or value < smallest):
+                raise ValueError(f"`{name}` expected an integer of at least {smallest}; got {value!r}.")
+        if not _are_numbers(self.compression, 2) or not -np.inf < self.compression[0] < self.compression[1] < 0:
             raise ValueError(f"`compression` expected two rising negative numbers; got {self.compression!r}.")
-        if not 0 < self.prior_share <= 0.5:
+        if not _are_numbers((self.prior_share,), 1) or not 0 < self.prior_share <= 0.5:
             raise ValueError(f"`prior_share` expected a number in (0, 0.5]; got {self.prior_share!r}.")
-        if not self.rounds or min(self.rounds) <= 0:
+        if not _are_numbers(self.rounds) or not self.rounds or not 0 < min(self.rounds) <= max(self.rounds) < np.inf:
             raise ValueError(f"`rounds` expected at least one positive share of `ess`; got {self.rounds!r}.")
         if self.proposal is not None and not isinstance(self.proposal, AbstractEstimator):
             raise TypeError(
@@ -103,6 +109,13 @@ class Settings:
     def num_first(self, num_dims: int) -> int:
         """Draws from the prior at the start in so many dimensions."""
         return self.num_prior or min(2000, 500 * num_dims)
+
+
+def _are_numbers(values: Any, count: int | None = None) -> bool:
+    """Whether a sequence holds so many real numbers, and nothing else."""
+    if not isinstance(values, tuple | list) or (count is not None and len(values) != count):
+        return False
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
 PRIOR = 0  # index of the prior among the components of a state
@@ -202,13 +215,15 @@ def no_batches(state: State, num_draws: dict[int, int]) -> Batches:
     return Batches(proposal, tuple(num_draws), 0, draws, nothing, nothing)
 
 
-def extend(key: Array, state: State, old: Batches) -> tuple[State, Batches]:
-    """Draw one batch more, and count its likelihood calls."""
-    draws = old.proposal.sample(key)
+def extend(key: Array, state: State, old: Batches, num_batches: int = 1) -> tuple[State, Batches]:
+    """Draw further batches, one if not said otherwise, and count their likelihood calls."""
+    keys = [key] if num_batches == 1 else list(jax.random.split(key, num_batches))
+    parts = [old.proposal.sample(k) for k in keys]
+    draws = Draws(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
     result = evaluate(state.problem.likelihood, state.problem.prior.forward(draws.x))
     log_prior = np.asarray(state.problem.prior.latent_log_prob(draws.x))
     new = old._replace(
-        num_batches=old.num_batches + 1,
+        num_batches=old.num_batches + num_batches,
         draws=Draws(*(np.concatenate(pair) for pair in zip(old.draws, draws, strict=True))),
         log_likelihood=np.concatenate([old.log_likelihood, result.log_likelihood]),
         log_prior=np.concatenate([old.log_prior, log_prior]),

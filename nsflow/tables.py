@@ -41,17 +41,23 @@ def marginals(result: Results) -> list[Marginal]:
     if not alive.any():
         return []
     weights = np.exp(result.log_weights[alive] - result.log_weights[alive].max())
-    weights /= weights.sum()
-    rows = []
-    for name, values in zip(result.names, result.samples[alive].T, strict=True):
-        mean = float(weights @ values)
-        deviation = math.sqrt(float(weights @ (values - mean) ** 2))
-        order = np.argsort(values)
-        middle = np.cumsum(weights[order]) - 0.5 * weights[order]
-        quantiles = np.interp((0.025, 0.5, 0.975), middle, values[order])
-        shown = [number(float(value), deviation) for value in (mean, deviation, *quantiles)]
-        rows.append(Marginal(printable(name), *shown))
-    return rows
+    return [
+        _marginal(name, values, weights) for name, values in zip(result.names, result.samples[alive].T, strict=True)
+    ]
+
+
+def _marginal(name: str, values: np.ndarray, weights: np.ndarray) -> Marginal:
+    """Sum up one parameter, where it has a value: what a likelihood derives may be NaN."""
+    known = np.isfinite(values)
+    if not known.any():
+        return Marginal(printable(name), *["unknown"] * 5)
+    values, weights = values[known], weights[known] / weights[known].sum()
+    mean = float(weights @ values)
+    deviation = math.sqrt(float(weights @ (values - mean) ** 2))
+    order = np.argsort(values)
+    middle = np.cumsum(weights[order]) - 0.5 * weights[order]
+    quantiles = np.interp((0.025, 0.5, 0.975), middle, values[order])
+    return Marginal(printable(name), *(number(float(value), deviation) for value in (mean, deviation, *quantiles)))
 
 
 def number(value: float, error: float) -> str:

@@ -36,7 +36,7 @@ EXIT_CODES = f"""exit codes:
   {FINE}    done, and the results have no alarms
   {DOUBTFUL}    done, but a result is unfinished or has alarms (run, show, compare): read them
   {USAGE}    the command line, a file that it names, or what the model file defines is not as expected
-  {MODEL}    the model's own code failed
+  {MODEL}    the model's own code failed before there was a result
   {UNSAVED}    a file could not be written
   {INTERRUPTED}  interrupted
 """

@@ -180,7 +180,8 @@ def _result(handle: Any, chunk: Any) -> Any:
 
 def _processes(pool: Any) -> list[Any]:
     """Processes of a multiprocessing pool, which replaces dead ones without a word, and forgets their work."""
-    return [process for process in getattr(pool, "_pool", None) or () if hasattr(type(process), "exitcode")]
+    processes = getattr(pool, "_pool", None)
+    return [p for p in processes if hasattr(type(p), "exitcode")] if isinstance(processes, list) else []
 
 
 def _stop(pool: Any) -> None:

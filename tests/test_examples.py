@@ -95,8 +95,8 @@ def test_two_moons_example_judges_every_method(tmp_path):
         if name in ("data", "Gaussian"):
             continue
         assert np.isnan(log_prob) or gaussian + 0.3 < log_prob < truth + 0.02, name
-        assert on_moons > (0.6 if name == "kernel density" else 0.75), name
-        assert upper == pytest.approx(0.5, abs=0.08), name
+        assert on_moons > 0.65, name  # the Gaussian's share is 0.57
+        assert upper == pytest.approx(0.5, abs=0.15), name  # the score near the data knows little of the modes' weights
     assert np.sum(np.isnan([row[0] for row in table.values()])) == 4
     assert table["Gaussian"][1] < 0.6
     assert (tmp_path / "two-moons.png").stat().st_size > 10_000

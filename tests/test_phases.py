@@ -16,6 +16,7 @@ from nsflow.flow import Flow
 from nsflow.modes import Mode
 from nsflow.precision import float64
 from nsflow.proposal import Draws
+from nsflow.sampler import next_batch
 from nsflow.state import Phase, extend, learn, no_batches
 from nsflow.thinning import Thinned
 from tests.test_sampler import QUICK
@@ -294,3 +295,23 @@ def test_surrogate_is_fitted_where_one_point_holds_all_of_the_evidence():
     state = state_of(lambda p: -1e8 * (p["a"] - 0.3) ** 2)
     fitted = float64(components.fit_surrogate)(jax.random.key(0), state)
     assert np.all(np.isfinite(fitted(state.points.x)))
+
+
+def test_a_long_frozen_phase_takes_several_batches_at_once():
+    """A twentieth of those drawn, never beyond the plan, and no call twice or uncounted."""
+    state = freeze(state_of(flat, ess=1e9, max_restarts=0), 50, num_batches=100, num_planned=200)
+    assert next_batch(state) >= 250
+    for planned, expected in ((200, 105), (103, 103)):
+        after, info = nsflow.step(jax.random.key(0), replace(state, num_planned=planned))
+        assert after.frozen.num_batches == expected
+        assert len(after.frozen.draws.x) == info.num_calls - state.num_calls == 50 * (expected - 100)
+        assert len(np.unique(after.frozen.draws.x, axis=0)) == len(after.frozen.draws.x)
+
+
+def test_a_climb_that_meets_no_likelihood_finds_no_mode():
+    """As where a likelihood with noise was finite once: infinities would leave a coverage of NaN."""
+    state = state_of(flat)
+    gone = state.problem._replace(likelihood=nsflow.HostLikelihood(lambda p: -np.inf))
+    found = scouting._search(replace(state, problem=gone), {0: 1.0, 1: 1.0})
+    assert (found.summits, found.lost) == ((), ())
+    assert found.num_calls > 0

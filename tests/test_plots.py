@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
+from matplotlib.text import Text
 from scipy import stats
 
 from nsflow import plots
@@ -84,6 +85,13 @@ def test_kernels_are_as_wide_as_the_modes():
     apart = np.concatenate([rng.normal(-5, 0.2, 2000), rng.normal(5, 0.2, 2000)])
     assert plots._bandwidth_scale(apart) <= 0.125
     assert plots._bandwidth_scale(np.repeat([1.0, 2.0], 1000)) == 1  # integers are no density
+
+
+def test_labels_of_a_file_never_reach_latex(result):
+    """It would do what they say, such as \\input another file."""
+    with mpl.rc_context({"text.usetex": True}):
+        figures = [draw(result) for draw in plots.KINDS.values()]
+    assert not any(text.get_usetex() for figure in figures for text in figure.findobj(Text))
 
 
 def test_the_trace_is_that_of_the_run_with_units(result):
@@ -182,3 +190,11 @@ def test_a_result_without_a_trace_has_no_picture_of_it():
 def test_unknown_columns_are_refused(result):
     with pytest.raises(ValueError, match=r"`params` expected names among \('a', 'b'\); got \['c'\]"):
         plots.triangle(result, ["a", "c"])
+
+
+def test_columns_that_are_no_numbers_are_left_out(result):
+    samples = np.column_stack([result.samples, np.full(4000, np.nan)])
+    derived = gaussian(samples=samples, names=("a", "b", "c"), labels=(), derived=("c",))
+    assert {axes.get_xlabel() for axes in plots.triangle(derived).axes} <= {"a", "b", ""}
+    with pytest.raises(ValueError, match=r"expected names among \('a', 'b'\); got \['c'\]"):
+        plots.triangle(derived, ["c"])

@@ -181,6 +181,14 @@ def test_a_terminal_shows_phase_evidence_speed_and_time_left(terminal):
     assert shown.count("\x1b[2K") >= 4  # lines are drawn over, and gone at the end
 
 
+def test_what_is_printed_to_a_file_stays_there(terminal, capsys):
+    with redirect_stderr(terminal), watching(True, SETTINGS) as report:
+        print("from the likelihood")
+        report(frozen((1000, 100.0, 10.0)))
+    assert capsys.readouterr().out == "from the likelihood\n"
+    assert "from the likelihood" not in terminal.getvalue()
+
+
 def test_false_shows_nothing_on_a_terminal(terminal):
     show(terminal, False)
     assert terminal.getvalue() == ""

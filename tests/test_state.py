@@ -120,3 +120,26 @@ def test_pooled_draws_count_for_their_credit():
 def test_draws_without_credit_do_not_count():
     alone, other = batches([2.0, 4.0], 2), batches([100.0, 1.0], 2)
     assert pool((other, alone), (0.0, 1.0)).estimate().logZ == pytest.approx(np.log(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("compression", None),
+        ("compression", (-1.0,)),
+        ("compression", (np.nan, -1.0)),
+        ("prior_share", None),
+        ("prior_share", "0.1"),
+        ("rounds", 3),
+        ("rounds", (np.inf,)),
+        ("num_prior", 200.5),
+        ("num_live", True),
+        ("max_scouts", -1),
+        ("kernel_dims", 2.5),
+        ("max_rounds", 0),
+        ("max_restarts", None),
+    ],
+)
+def test_options_that_no_run_could_use_are_refused_by_name(name, value):
+    with pytest.raises((ValueError, TypeError), match=name):
+        nsflow.Settings(**{name: value})

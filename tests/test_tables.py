@@ -35,6 +35,14 @@ def test_marginals_are_those_of_a_normal():
     assert marginals(result(log_weights=np.full(20_001, -np.inf))) == []
 
 
+def test_what_the_likelihood_did_not_derive_is_unknown():
+    samples = result().samples.copy()
+    samples[:, 1] = np.nan
+    assert marginals(result(samples=samples, derived=("y",)))[1] == ("y", *["unknown"] * 5)
+    samples[::2, 1] = samples[::2, 0]
+    assert marginals(result(samples=samples, derived=("y",)))[1][1:] == marginals(result())[0][1:]
+
+
 @pytest.mark.parametrize(
     ("value", "error", "shown"),
     [
@@ -120,17 +128,18 @@ def test_a_result_without_weights_is_summed_up():
 
 
 def alarms_in(source):
-    """Every sentence that the function can append, with 1 for each number in it."""
+    """Every sentence that is appended or stands in a list of its own, with 1 for each number in it."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "append":
-            (sentence,) = node.args
-            parts = sentence.values if isinstance(sentence, ast.JoinedStr) else [sentence]
-            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "1" for part in parts)
+        is_append = isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "append"
+        for sentence in node.args if is_append else node.elts if isinstance(node, ast.List) else []:
+            if isinstance(sentence, ast.JoinedStr | ast.Constant):
+                parts = sentence.values if isinstance(sentence, ast.JoinedStr) else [sentence]
+                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "1" for part in parts)
 
 
 def test_every_alarm_has_advice_of_its_own():
     sentences = list(alarms_in(inspect.getsource(summary_module)))
-    assert len(sentences) >= 8
+    assert len(sentences) >= 9
     texts = [advice(sentence) for sentence in sentences]
     assert OTHERWISE not in texts
     assert len(set(texts)) == len(texts)

@@ -1,0 +1,53 @@
+"""A few of the cases of `benchmarks/fuzz.py`, always the same ones, and those that once ended badly."""
+
+import runpy
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+
+FUZZ = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "fuzz.py"))
+QUIET = {"fault": "none", "share": 0.0, "late": 0, "derived": False, "vectorized": True}
+
+
+@hypothesis.settings(
+    max_examples=30,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=[hypothesis.Phase.generate],
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+@hypothesis.given(FUZZ["cases"]())
+def test_every_case_ends_in_a_result_or_a_clear_error(case):
+    FUZZ["attempt"](case)
+
+
+def case(prior="uniform", behaviour=(), calls=(), settings=(), seed=0):
+    """A case like any other but for what is given."""
+    plain = {"shape": "gaussian", "scale": 1.0, "offset": 0.0, **QUIET}
+    return FUZZ["Case"](
+        prior,
+        FUZZ["Behaviour"](**plain | dict(behaviour)),
+        {"ess": 50, "max_calls": 10_000, "seed": 0} | dict(calls),
+        dict(settings),
+        {},
+        seed,
+    )
+
+
+@pytest.mark.parametrize("fault", sorted(set(FUZZ["FAULTS"]) - {"none", "nan", "-inf", "+inf", "huge", "-huge"}))
+@pytest.mark.parametrize("vectorized", [True, False], ids=["vectorized", "points"])
+def test_every_wrong_output_is_refused_at_once_or_ends_the_run(fault, vectorized):
+    behaviour = {"fault": fault, "share": 1.0, "vectorized": vectorized}
+    harmless = not vectorized and fault == "column"  # an array of one number
+    assert FUZZ["attempt"](case(behaviour=behaviour)) == ("finished" if harmless else "clear error")
+    late = FUZZ["attempt"](case(behaviour=behaviour | {"late": 300}, calls={"ess": 500}, settings={"num_prior": 100}))
+    assert late == ("finished" if harmless else "failed late")
+
+
+def test_the_verdict_is_no_rubber_stamp():
+    """A bare error from inside is not taken for a clear one."""
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        FUZZ["attempt"](case(settings={"no such option": np.nan}))
