@@ -12,6 +12,7 @@ from .flow import Flow as Flow
 from .flow import fit as fit
 from .likelihood import HostLikelihood as HostLikelihood
 from .likelihood import JaxLikelihood as JaxLikelihood
+from .merge import merge as merge
 from .periodic import Periodic as Periodic
 from .prior import Prior as Prior
 from .progress import Progress as Progress

@@ -104,7 +104,8 @@ def num_candidates(state: State, calls: dict[int, int]) -> dict[int, int]:
 def broad_level(state: State) -> int:
     """Highest level of the ladder that leaves out less than a thousandth of the evidence; the prior if none does."""
     levels = range(len(state.contours) - 1, 0, -1)
-    return next((k for k in levels if evidence_share(state.points, state.contours[k]) > 0.999), PRIOR)
+    level = next((k for k in levels if evidence_share(state.points, state.contours[k]) > 0.999), PRIOR)
+    return level + state.num_given if level else PRIOR
 
 
 def allocate(state: State, size: int, others_share: float = MOST) -> dict[int, int]:

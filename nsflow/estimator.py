@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, final
 
 import jax
@@ -110,14 +111,12 @@ class KernelEstimator(AbstractEstimator):
         self, key: Array, points: Float[np.ndarray, "n d"], log_weights: Float[np.ndarray, " n"]
     ) -> "KernelDensity":
         """Fit a density; see :meth:`AbstractEstimator.fit`."""
-        from scipy.stats import gaussian_kde
-
         rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
         centres, weights = points, np.exp(log_weights - np.max(log_weights))
         if len(points) > self.max_centres:
             centres = resample(rng, points, log_weights, self.max_centres)
             weights = np.ones(len(centres))
-        return KernelDensity(gaussian_kde(centres.T, weights=weights))
+        return KernelDensity(centres, weights)
 
 
 @final
@@ -126,10 +125,19 @@ class KernelDensity:
     """Kernel density estimate as a proposal.
 
     Args:
-        kernels: A `scipy.stats.gaussian_kde`.
+        centres: Centres of the normals, shape ``(n, d)``.
+        weights: Their weights up to a factor, shape ``(n,)``.
     """
 
-    kernels: Any
+    centres: Float[np.ndarray, "n d"]
+    weights: Float[np.ndarray, " n"]
+
+    @cached_property
+    def kernels(self) -> Any:
+        """The estimate, a `scipy.stats.gaussian_kde`."""
+        from scipy.stats import gaussian_kde
+
+        return gaussian_kde(self.centres.T, weights=self.weights)
 
     def sample(self, key: Array, num_samples: int) -> np.ndarray:
         """Draw points, ``(n, d)``."""

@@ -171,14 +171,14 @@ def _read_table(path: Path) -> tuple[list[str], np.ndarray]:
     """Read an anesthetic CSV: a row of names, a row of labels, a row of index names, then index, weight, columns."""
     with open(path, encoding="utf-8", newline="") as file:
         rows = csv.reader(file)
-        columns = next(rows, [])[2:]
-        next(rows, None)
-        next(rows, None)
         try:
+            columns = next(rows, [])[2:]
+            next(rows, None)
+            next(rows, None)
             # Python's own float is exact, which pandas' default reader is not (it errs in the last bit).
             cells = [[float(cell) for cell in row[2:]] for row in rows]
             values = np.array(cells, dtype=np.float64).reshape(len(cells), len(columns))
-        except ValueError as error:
+        except (ValueError, csv.Error) as error:  # also what is not UTF-8
             raise ValueError(
                 f"`load` expected a number in every cell of {path}; got a row that is damaged or cut short ({error}). "
                 "Restore the file from a copy."
@@ -188,6 +188,30 @@ def _read_table(path: Path) -> tuple[list[str], np.ndarray]:
 
 def _digest(values: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(values, dtype="<f8").tobytes()).hexdigest()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file that exists whole or not at all, whatever happens to the process or the machine.
+
+    Args:
+        path: The file, which is replaced if it exists.
+        data: Its content.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if hasattr(os, "O_DIRECTORY"):  # elsewhere a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def _replace(path: Path, fill: Callable[[TextIO], Any]) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Array
 from nsflow.evidence import Evidence
 from nsflow.fresh import Batches
 from nsflow.points import truncate
-from nsflow.state import Phase, State, StepInfo, extend, learn
+from nsflow.state import Phase, Settings, State, StepInfo, extend, learn
 from nsflow.thinning import at_most, expected_calls
 
 NUM_CHECKED = 1000  # training points at which the density of the frozen mixture is looked at
@@ -28,9 +28,28 @@ def draw_frozen(key: Array, state: State) -> tuple[State, StepInfo]:
     if not state.credits:
         state = replace(state, credits=_credits(state.rounds, frozen))
     info = _describe(state)
-    if info.ess >= state.settings.ess:
+    missing = _missing(state.settings, info.ess, info.logZ_err)
+    if missing <= 0:
         return replace(state, phase=Phase.FINISHED), info
-    return replace(state, num_planned=_plan(frozen.num_batches, own.ess, state.settings.ess - info.ess)), info
+    return replace(state, num_planned=_plan(frozen.num_batches, own.ess, missing)), info
+
+
+def reopen(state: State) -> State:
+    """Take up a finished run again where its settings ask for more by now."""
+    assert state.frozen is not None
+    now, frozen = _describe(state), state.frozen
+    missing = _missing(state.settings, now.ess, now.logZ_err)
+    if missing <= 0:
+        return state
+    return replace(state, phase=Phase.FROZEN, num_planned=_plan(frozen.num_batches, frozen.estimate().ess, missing))
+
+
+def _missing(settings: Settings, ess: float, logZ_err: float) -> float:
+    """Effective samples that the targets still ask for: the error falls with the root of their number."""
+    missing = settings.ess - ess
+    if settings.logZ_err is None:
+        return missing
+    return max(missing, max(ess, 1.0) * ((logZ_err / settings.logZ_err) ** 2 - 1))
 
 
 def _describe(state: State) -> StepInfo:

@@ -24,9 +24,12 @@ from nsflow.batch import (
 )
 from nsflow.failure import LikelihoodError, describe, same_type
 from nsflow.host import HostLikelihood, evaluate_host
+from nsflow.journal import Recorded, Stopped, bare
 from nsflow.precision import float64
 from nsflow.prior import RESERVED
 
+LOG_LIKELIHOOD = "log_likelihood"  # column of a journal, beside the derived parameters
+VECTORIZED = 1024  # points that a run gives a vectorised host function at once: between two batches it can be stopped
 LARGEST = 1e100  # nats; sums of squares of more would overflow, and -1e300 is how some codes write -inf
 # Rows of one JAX call: the largest keeps the processor busy and is small enough for models that need 10 MB a point.
 CHUNKS = (256, 64, 16, 4, 1)
@@ -87,7 +90,7 @@ def _batched(function: Callable[[Any], Any], mesh: Mesh | None) -> Callable[[Any
     return lambda batch: shared(jax.device_put(batch, NamedSharding(mesh, points)))
 
 
-Likelihood = JaxLikelihood | HostLikelihood
+Likelihood = JaxLikelihood | HostLikelihood | Recorded
 
 
 def as_likelihood(obj: object) -> Likelihood:
@@ -144,9 +147,8 @@ def evaluate(likelihood: Likelihood, params: Params) -> Evaluation:
     """
     host = as_numpy(params)
     try:
-        is_jax = isinstance(likelihood, JaxLikelihood)
-        values, derived = _jax(likelihood, host) if is_jax else evaluate_host(likelihood, host)
-    except LikelihoodError:
+        values, derived = _recorded(likelihood, host) if isinstance(likelihood, Recorded) else _values(likelihood, host)
+    except (LikelihoodError, Stopped):
         raise
     except Exception as error:
         raise LikelihoodError(str(error)) from error.__cause__ or error
@@ -184,11 +186,11 @@ def check(likelihood: Likelihood, params: Params) -> int:
         >>> check(JaxLikelihood(lambda params: -(params["a"] ** 2)), {"a": np.zeros(4)})
         0
     """
-    host = as_numpy(params)
-    if isinstance(likelihood, JaxLikelihood):
-        _check_traced(likelihood.function, host)
+    host, inner = as_numpy(params), bare(likelihood)
+    if isinstance(inner, JaxLikelihood):
+        _check_traced(inner.function, host)
         return 0
-    return len(evaluate_host(likelihood, host, retries=0).log_likelihood)
+    return len(evaluate_host(inner, host, retries=0).log_likelihood)
 
 
 def require_finite(log_likelihood: Float[np.ndarray, " n"]) -> None:
@@ -233,6 +235,35 @@ def require_free(derived: tuple[Any, ...], names: tuple[str, ...]) -> None:
                 f"The likelihood expected names of derived parameters that are no columns of the result yet; got "
                 f"{name!r} beside {(*names, *RESERVED)}. Rename it."
             )
+
+
+def _values(likelihood: JaxLikelihood | HostLikelihood, host: dict[str, np.ndarray]) -> Values:
+    try:
+        return _jax(likelihood, host) if isinstance(likelihood, JaxLikelihood) else evaluate_host(likelihood, host)
+    except LikelihoodError:
+        raise
+    except Exception as error:
+        raise LikelihoodError(str(error)) from error.__cause__ or error
+
+
+def _recorded(recorded: Recorded, host: dict[str, np.ndarray]) -> Values:
+    """Evaluate piece by piece, so that no bit depends on where an earlier run ended."""
+    likelihood = recorded.likelihood
+    flat = np.concatenate([array.reshape(num_points(host), -1) for array in host.values()], axis=1)
+    if isinstance(likelihood, JaxLikelihood):
+        unit, grows = CHUNKS[0] * likelihood.num_devices, True
+    elif likelihood.vectorized:
+        unit, grows = VECTORIZED, False
+    else:
+        unit, grows = likelihood.num_chunks or (likelihood.workers.number if likelihood.workers else 1), True
+
+    def compute(piece: slice) -> dict[str, np.ndarray]:
+        values, derived = _values(likelihood, rows(host, piece))
+        require_free(tuple(derived), (LOG_LIKELIHOOD,))  # before they are written down
+        return {LOG_LIKELIHOOD: values, **derived}
+
+    columns = recorded.journal.recall(flat, compute, unit=unit, grows=grows)
+    return Values(columns.pop(LOG_LIKELIHOOD), columns)
 
 
 # ---- JAX

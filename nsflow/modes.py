@@ -12,6 +12,7 @@ from scipy.spatial import KDTree
 from nsflow.batch import show, split
 from nsflow.failure import LikelihoodError, describe
 from nsflow.host import HostLikelihood
+from nsflow.journal import Recorded, bare
 from nsflow.likelihood import Likelihood, evaluate
 from nsflow.precision import float64
 from nsflow.prior import Prior
@@ -38,8 +39,8 @@ class Target:
         self.max_calls = max_calls
         self.num_calls = 0
         self._gradient = None
-        if not isinstance(likelihood, HostLikelihood) and prior.traceable:
-            function = likelihood.function
+        if not isinstance(bare(likelihood), HostLikelihood) and prior.traceable:
+            function = bare(likelihood).function
             self._gradient = jax.jit(
                 jax.value_and_grad(lambda x: split(function(prior.forward(x)))[0] + prior.latent_log_prob(x))
             )
@@ -61,13 +62,25 @@ class Target:
 
     def _traced(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         assert self._gradient is not None
+        if isinstance(self.likelihood, Recorded):
+            rows = np.append(x, np.nan)[None]  # no digest of parameters, which are never NaN
+            both = self.likelihood.journal.recall(rows, lambda _: self._both(x), price=2)
+        else:
+            both = self._both(x)
+        self.num_calls += 2
+        value, *gradient = (column[0] for column in both.values())
+        return float(value), np.array(gradient)
+
+    def _both(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """Value and gradient, as columns of one row."""
+        assert self._gradient is not None
         try:
             value, gradient = float64(self._gradient)(x)
         except Exception as error:
             point = show(self.prior.forward(x))
             raise LikelihoodError(f"{describe(error)} (raised by the gradient of the likelihood at {point})") from error
-        self.num_calls += 2
-        return float(value), np.asarray(gradient)
+        columns = {"value": value, **{f"gradient {i}": g for i, g in enumerate(np.asarray(gradient))}}
+        return {name: np.asarray(number, np.float64)[None] for name, number in columns.items()}
 
     def _differenced(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         steps = STEP * np.eye(len(x))

@@ -1,8 +1,11 @@
 """The loop: a ladder of contours, scouting, posterior rounds, and draws from frozen proposals."""
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, no_type_check
 
 import jax
@@ -10,9 +13,13 @@ import numpy as np
 from jaxtyping import Array
 from scipy import special
 
+from nsflow.checkpoint import opened
+from nsflow.components import fit_cheap
 from nsflow.estimator import AbstractEstimator
 from nsflow.failure import LikelihoodError
-from nsflow.frozen import draw_frozen, largest_batch
+from nsflow.frozen import draw_frozen, largest_batch, reopen
+from nsflow.interrupt import Interrupt, listen
+from nsflow.journal import Journal, Recorded, Stopped
 from nsflow.ladder import climb, level_size
 from nsflow.likelihood import Likelihood, as_likelihood, check, evaluate, require_finite, require_free
 from nsflow.periodic import emptiest, turn
@@ -24,18 +31,20 @@ from nsflow.progress import Listener, check_progress, watching
 from nsflow.proposal import PriorProposal
 from nsflow.results import Results
 from nsflow.scouting import largest_search, scout
-from nsflow.state import Phase, Problem, Settings, State, StepInfo
+from nsflow.start import Start, as_start
+from nsflow.state import Phase, Problem, Settings, State, StepInfo, draw
 from nsflow.summary import summarise
 
 
 @float64
-def init(key: Array, problem: Problem, settings: Settings = Settings()) -> State:  # noqa: B008
+def init(key: Array, problem: Problem, settings: Settings = Settings(), start: Start | None = None) -> State:  # noqa: B008
     """Check the likelihood on a few points of the prior, then draw the first points.
 
     Args:
         key: JAX random key.
         problem: Likelihood and prior.
         settings: Options.
+        start: Samples to which a first component is fitted; see `run`.
 
     Returns:
         The state that `step` takes.
@@ -54,7 +63,7 @@ def init(key: Array, problem: Problem, settings: Settings = Settings()) -> State
     require_free(tuple(result.derived), problem.prior.names)
     problem, x = _cut_circles(problem, x, result.log_likelihood)
     log_prior = np.asarray(problem.prior.latent_log_prob(x))
-    return State(
+    state = State(
         problem=problem,
         settings=settings,
         phase=Phase.LADDER,
@@ -65,6 +74,19 @@ def init(key: Array, problem: Problem, settings: Settings = Settings()) -> State
         nan_params=(result.nan_params,),
         derived=tuple(result.derived),
     )
+    return state if start is None else _warm(key, state, start)
+
+
+def _warm(key: Array, state: State, start: Start) -> State:
+    """Add a component on given samples and draw a level's size from it, with its exact density in Q.
+
+    Where it does propose the posterior, the ladder climbs in the smaller levels that it takes beyond the posterior.
+    """
+    key_fit, key_draw = jax.random.split(jax.random.fold_in(key, 0))
+    component = fit_cheap(key_fit, state, *start.latent(state.problem.prior))
+    index = len(state.components)
+    state = replace(state.add(component), modes=(index,), num_given=1)
+    return draw(key_draw, state, {index: level_size(state)}, np.ones(len(state.points.x), bool))
 
 
 def _cut_circles(problem: Problem, x: np.ndarray, log_likelihood: np.ndarray) -> tuple[Problem, np.ndarray]:
@@ -116,6 +138,25 @@ LARGEST: dict[Phase, Callable[[State], int]] = {
 }
 
 
+def stop_reason(state: State) -> str:
+    """Why a run makes no further step.
+
+    Args:
+        state: The run.
+
+    Returns:
+        The target or the cap that was reached, or the empty string.
+    """
+    settings = state.settings
+    if state.phase is Phase.FINISHED:
+        return "ess reached" if settings.logZ_err is None else "ess and logZ_err reached"
+    if state.num_calls + next_batch(state) > settings.max_calls:
+        return "max_calls reached"
+    if settings.max_levels and state.phase is Phase.LADDER and len(state.contours) > settings.max_levels:
+        return "max_levels reached"
+    return ""
+
+
 @no_type_check  # its own messages come before a run-time checker's
 @float64
 def run(
@@ -124,8 +165,13 @@ def run(
     *,
     seed: int = 0,
     ess: int | float | None = None,
+    logZ_err: float | None = None,
     max_calls: int | None = None,
+    max_seconds: float | None = None,
+    max_levels: int | None = None,
     proposal: AbstractEstimator | None = None,
+    start: Results | Mapping[str, Any] | np.ndarray | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | Listener = True,
     settings: Settings = Settings(),  # noqa: B008
 ) -> Results:
@@ -144,22 +190,32 @@ def run(
         prior: The prior.
         seed: Seed of all random numbers: same seed, same bits.
         ess: Effective sample size to reach; `settings.ess` if left out.
+        logZ_err: Error of logZ to reach as well, nats; `settings.logZ_err` if left out.
         max_calls: Largest number of likelihood calls; `settings.max_calls` if left out.
+        max_seconds: Wall-clock seconds of this call after which it returns; `settings.max_seconds` if left out.
+        max_levels: Largest number of the ladder's levels; `settings.max_levels` if left out.
         proposal: What is fitted to the posterior and proposes, such as :class:`nsflow.GaussianMixtureEstimator`;
             `settings.proposal` if left out, kernels, Gaussians and flows by default.
+        start: Samples that may resemble the posterior, such as the :class:`nsflow.Results` of another model with the
+            same parameters, a dict of them, or an array with a column for each of ``prior.names``. One more component
+            of Q is fitted to them. With samples of something else a run takes more calls, and its evidence is as right.
+        checkpoint: Folder in which the run is kept, such as ``"run.nsflow"``. What is killed goes on from there to the
+            same bits when it is called again, and what is finished is returned at once, or extended to a larger `ess`.
         progress: What is shown of the run: True for a display on an interactive terminal (and nothing in a batch job),
             False for none, or a function that is called with the :class:`nsflow.Progress` of every step. Each step is
             a line of the logger "nsflow" as well, at level INFO.
         settings: Further options.
 
     Returns:
-        The result: evidence with its error, weighted posterior, diagnostics. If the likelihood fails after the first
-        draws from the prior, that of the steps until then, unfinished, with the failure and its parameters as the
-        reason for stopping.
+        The result: evidence with its error, weighted posterior, diagnostics. One that a cap ended is marked unfinished
+        and rests on what was drawn until then; `stop_reason` says which cap. So is one whose likelihood failed after
+        the first draws from the prior, with the failure and its parameters as the reason for stopping.
 
     Raises:
         TypeError: If the likelihood, prior or an option is of the wrong kind.
-        ValueError: If an option is out of range, or the likelihood is unusable; see `init`.
+        ValueError: If an option is out of range, the likelihood is unusable (see `init`), or the checkpoint is damaged
+            or another run's.
+        OSError: If the checkpoint cannot be written at the start; later that is a warning.
 
     Example:
         >>> import numpyro.distributions as dist
@@ -175,24 +231,58 @@ def run(
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
         raise ValueError(f"`run` expected `seed` to be an integer from 0 to 2**32 - 1; got {seed!r}.")
     check_progress(progress)
-    given = {"ess": ess, "max_calls": max_calls, "proposal": proposal}
+    given = {
+        "ess": ess,
+        "logZ_err": logZ_err,
+        "max_calls": max_calls,
+        "max_seconds": max_seconds,
+        "max_levels": max_levels,
+        "proposal": proposal,
+    }
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    given_start = None if start is None else as_start(start, prior)
     num_prior = settings.num_first(prior.num_dims)
     if settings.max_calls < num_prior + 3:
         raise ValueError(
             f"`max_calls` must allow the {num_prior} first draws from the prior; got {settings.max_calls}. "
             "Raise it, or lower `Settings.num_prior`."
         )
-    key, start = jax.random.key(seed), time.monotonic()
-    with watching(progress, settings) as report:
-        state = init(key, Problem(as_likelihood(log_likelihood), prior), settings)
-        trace, failure = [], None
-        while state.phase is not Phase.FINISHED and state.num_calls + next_batch(state) <= settings.max_calls:
+    deadline = time.monotonic() + (settings.max_seconds or np.inf)
+    key, journal = jax.random.key(seed), Journal()
+    problem = Problem(Recorded(as_likelihood(log_likelihood), journal), prior)
+    opening = (
+        nullcontext((None, None))
+        if checkpoint is None
+        else opened(checkpoint, problem, settings, int(seed), given_start)
+    )
+    with opening as (store, saved), watching(progress, settings) as report:
+        began = time.monotonic() - (saved[1][-1].seconds if saved and saved[1] else 0.0)
+        state, trace = saved or (init(key, problem, settings, given_start), [])
+        state, failure, reason = reopen(state) if state.phase is Phase.FINISHED else state, None, ""
+        with listen() as interrupt:
+            journal.stop = partial(_must_stop, interrupt, deadline)
             try:
-                state, info = step(jax.random.fold_in(key, len(trace) + 1), state)
+                journal.begin_step()
+                while not (reason := stop_reason(state) or journal.stop()):
+                    if store:
+                        store.offer(state, trace)
+                    state, info = step(jax.random.fold_in(key, len(trace) + 1), state)
+                    trace.append(info._replace(seconds=time.monotonic() - began))
+                    journal.begin_step()
+                    report(trace)
+            except Stopped as stopped:
+                reason = str(stopped)
             except LikelihoodError as error:
                 failure = str(error)
-                break
-            trace.append(info._replace(seconds=time.monotonic() - start))
-            report(trace)
-    return summarise(state, trace, int(seed), failure)
+            if store:
+                store.save(state, trace)
+    # What a step had evaluated when it was left is no part of the result, but has been paid for.
+    state = replace(state, num_calls=state.num_calls + journal.num_calls)
+    return summarise(state, trace, int(seed), reason, failure)
+
+
+def _must_stop(interrupt: Interrupt, deadline: float) -> str:
+    """Why a run is left, even within a step; the empty string if it is not."""
+    if interrupt.received:
+        return "interrupted"
+    return "max_seconds reached" if time.monotonic() >= deadline else ""

@@ -29,7 +29,10 @@ class Settings:
 
     Args:
         ess: Effective sample size of fresh draws at which a run is finished.
+        logZ_err: Error of the evidence, in nats, that a run must reach as well to be finished; any if left out.
         max_calls: Likelihood calls that a run never exceeds; one that would is returned unfinished.
+        max_seconds: Wall-clock seconds of one call of `run` after which it returns unfinished; no limit if left out.
+        max_levels: Levels of the ladder after which a run returns unfinished; no limit if left out.
         num_prior: Draws from the prior at the start. If left out 500 a dimension, and 2000 at most.
         num_live: Draws of each level of the ladder: the safety knob. If left out 600 in the dimensions of the kernels,
             beyond them 200 and 20 a dimension, at least 400. Beyond the posterior levels take a third and a half of it.
@@ -55,7 +58,10 @@ class Settings:
     """
 
     ess: int | float = 10_000
+    logZ_err: Any = None  # floats or None; its own message comes before a run-time checker's
     max_calls: int = 1_000_000
+    max_seconds: Any = None
+    max_levels: Any = None
     num_prior: int | None = None
     num_live: int | None = None
     compression: tuple[float, float] = (-2.0, -0.7)
@@ -70,12 +76,19 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse values that no run could use."""
-        for name, smallest in (("ess", 2), ("max_calls", 1), ("num_prior", 100), ("num_live", 100)):
+        bounds = {"ess": 2, "max_calls": 1, "max_levels": 1, "num_prior": 100, "num_live": 100}
+        for name, smallest in bounds.items():
             value = getattr(self, name)
-            if name in ("num_prior", "num_live") and value is None:
+            if name in ("max_levels", "num_prior", "num_live") and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not smallest <= value < np.inf:
                 raise ValueError(f"`{name}` expected a finite number of at least {smallest}; got {value!r}.")
+        for name, unit in (("logZ_err", "nats"), ("max_seconds", "seconds")):
+            value = getattr(self, name)
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < np.inf
+            ):
+                raise ValueError(f"`{name}` expected a positive, finite number of {unit}, or None; got {value!r}.")
         for name in ("num_prior", "num_live", "max_scouts", "kernel_dims", "max_rounds", "max_restarts"):
             value, smallest = getattr(self, name), int(name == "max_rounds")
             is_left_out = value is None and name in ("num_prior", "num_live")
@@ -144,6 +157,7 @@ class State:
     modes: tuple[int, ...] = ()  # components on modes that scouting found
     summits: tuple[Mode, ...] = ()  # maxima that scouting has measured
     climbed: tuple[int, ...] = ()  # points from which scouting has climbed
+    num_given: int = 0  # components of a warm start, between the prior and the ladder's; each is among `modes` too
     num_scouts: int = 0  # draws from the prior at which scouting ends if it finds nothing more
     num_rounds: int = 0  # posterior rounds made
     num_waits: int = 0  # batches drawn since the contour last moved

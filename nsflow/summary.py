@@ -13,7 +13,11 @@ from nsflow.state import Phase, State, StepInfo
 
 
 def summarise(
-    state: State, trace: Sequence[StepInfo] = (), seed: int | None = None, failure: str | None = None
+    state: State,
+    trace: Sequence[StepInfo] = (),
+    seed: int | None = None,
+    stop_reason: str = "",
+    failure: str | None = None,
 ) -> Results:
     """Turn a state into a result, finished or not.
 
@@ -21,6 +25,7 @@ def summarise(
         state: The run.
         trace: What each step did.
         seed: The seed, for the record.
+        stop_reason: Why the run ended.
         failure: What ended the run before its time.
 
     Returns:
@@ -37,7 +42,6 @@ def summarise(
         log_weights = state.points.log_posterior_weights + np.log(num_draws)
         estimate = log_evidence(log_weights, num_draws=np.array([num_draws]))
         derived = dict.fromkeys(state.derived, np.full(len(x), np.nan))  # training points do not carry them
-    finished = state.phase is Phase.FINISHED
     return Results(
         names=(*prior.names, *derived),
         derived=tuple(derived),
@@ -46,8 +50,8 @@ def summarise(
         log_weights=log_weights,
         num_draws=num_draws,
         num_calls=state.num_calls,
-        finished=finished,
-        stop_reason=failure or ("ess reached" if finished else "max_calls reached"),
+        finished=state.phase is Phase.FINISHED,
+        stop_reason=failure or stop_reason,
         alarms=(*_alarms(state, estimate), *([f"the run was stopped by a failure: {failure}"] if failure else [])),
         seed=seed,
         settings=asdict(state.settings),
@@ -62,16 +66,7 @@ def _alarms(state: State, estimate: Evidence) -> tuple[str, ...]:
     alarms = []
     if state.fresh is None:
         alarms.append("no fresh draws: logZ rests on points that trained their own proposals, biased low by them")
-    # Above 0.5 the variance is infinite; with no draw of great weight that is still a matter of chance. One that counts
-    # for ten is a tenth of the error at an ESS of 10 000 and a third at 1000, where a k-hat of 0.8 comes by chance too.
-    heaviest = estimate.max_weight_share * estimate.ess
-    if (estimate.khat > 0.7 and heaviest > 10) or (estimate.khat > 0.5 and heaviest > 50):
-        alarms.append(
-            f"k-hat = {estimate.khat:.2f}, and the heaviest draw counts for {heaviest:.0f}: "
-            "the weights' tail is too heavy for the quoted error"
-        )
-    if estimate.max_weight_share > 0.05:
-        alarms.append(f"one draw carries {estimate.max_weight_share:.0%} of the evidence")
+    alarms += weight_alarms(estimate)
     if state.frozen is not None and state.frozen.num_batches > 0:
         share, num_draws = state.frozen.shares[0], state.frozen.proposal.num_draws
         # A prior that is a large part of the mixture was chosen for it: the likelihood says little there.
@@ -91,6 +86,29 @@ def _alarms(state: State, estimate: Evidence) -> tuple[str, ...]:
     if num_nan:
         alarms.append(f"the likelihood was NaN at {num_nan} points, counted as -inf")
     return tuple(alarms)
+
+
+def weight_alarms(estimate: Evidence) -> list[str]:
+    """What the weights alone tell.
+
+    Args:
+        estimate: The evidence.
+
+    Returns:
+        The alarms.
+    """
+    alarms = []
+    # Above 0.5 the variance is infinite; with no draw of great weight that is still a matter of chance. One that counts
+    # for ten is a tenth of the error at an ESS of 10 000 and a third at 1000, where a k-hat of 0.8 comes by chance too.
+    heaviest = estimate.max_weight_share * estimate.ess
+    if (estimate.khat > 0.7 and heaviest > 10) or (estimate.khat > 0.5 and heaviest > 50):
+        alarms.append(
+            f"k-hat = {estimate.khat:.2f}, and the heaviest draw counts for {heaviest:.0f}: "
+            "the weights' tail is too heavy for the quoted error"
+        )
+    if estimate.max_weight_share > 0.05:
+        alarms.append(f"one draw carries {estimate.max_weight_share:.0%} of the evidence")
+    return alarms
 
 
 def _lacks(early: Evidence, late: Evidence) -> float:

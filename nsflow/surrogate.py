@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import jax
 import numpy as np
@@ -90,7 +91,7 @@ def fit(
     level = float(weights[weights > 0] @ log_likelihood[weights > 0])
     near = log_likelihood > level - DEPTH - num_dims
     whole = Gaussian.fit(_squeeze(x, squeezed), log_weights)
-    empty = Surrogate(squeezed, whole, level, lambda white: np.zeros(len(white)))
+    empty = Surrogate(squeezed, whole, level, _zero)
     white, value = empty.whiten(x), log_likelihood - level
     key_split, key_train = jax.random.split(key)
     order = np.random.default_rng(np.asarray(jax.random.key_data(key_split))).permutation(len(x))
@@ -121,8 +122,26 @@ def _interpolate(white: np.ndarray, value: np.ndarray) -> Callable[[np.ndarray],
     num_terms = (points.shape[1] + 1) * (points.shape[1] + 2) // 2
     num_nearest = 2 * num_terms + 8
     if len(points) < num_nearest:
-        return lambda white: np.zeros(len(white))
-    return RBFInterpolator(points, value[index], num_nearest, kernel="cubic", degree=2)
+        return _zero
+    return _Interpolation(points, value[index], num_nearest)
+
+
+def _zero(white: np.ndarray) -> np.ndarray:
+    return np.zeros(len(white))
+
+
+@dataclass(frozen=True)
+class _Interpolation:
+    points: np.ndarray
+    value: np.ndarray
+    num_nearest: int
+
+    def __call__(self, white: np.ndarray) -> np.ndarray:
+        return self._interpolator(white)
+
+    @cached_property
+    def _interpolator(self) -> RBFInterpolator:
+        return RBFInterpolator(self.points, self.value, self.num_nearest, kernel="cubic", degree=2)
 
 
 @dataclass(frozen=True)

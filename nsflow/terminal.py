@@ -153,6 +153,17 @@ def _add_run(commands: Any) -> None:
     parser.add_argument(
         "--output", metavar="RUN", help="where to save: RUN.csv and RUN.json (default: chains/ and the model's name)"
     )
+    parser.add_argument(
+        "--logz-err", type=_number(float, 0), metavar="X", help="error of logZ to reach as well, in nats (default: any)"
+    )
+    parser.add_argument(
+        "--max-seconds", type=_number(float, 1), metavar="N", help="time after which to stop (default: no limit)"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep the run in RUN.nsflow, and go on from there if it was killed or stopped before",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what RUN holds already")
     parser.add_argument("--quiet", action="store_true", help="show no progress, print nothing but errors")
 
@@ -225,9 +236,17 @@ def _number(kind: type[int] | type[float], smallest: int) -> Callable[[str], int
 def _run(arguments: Any) -> int:
     path = Path(arguments.model)
     root = arguments.output or os.path.join("chains", path.stem)
-    _demand_place(root, arguments.overwrite)
+    checkpoint = f"{root.removesuffix('.csv').removesuffix('.json')}.nsflow"
+    _demand_place(root, arguments.overwrite or (arguments.resume and os.path.exists(checkpoint)))
     model = _import_model(path)
-    options = {"seed": arguments.seed, "ess": arguments.ess, "max_calls": arguments.max_calls}
+    options = {
+        "seed": arguments.seed,
+        "ess": arguments.ess,
+        "logZ_err": arguments.logz_err,
+        "max_calls": arguments.max_calls,
+        "max_seconds": arguments.max_seconds,
+        "checkpoint": checkpoint if arguments.resume else None,
+    }
     result = _compute(model, path, options | {"progress": not arguments.quiet})
     if not arguments.quiet:
         print(summary(result))
@@ -371,6 +390,10 @@ def _compute(model: ModuleType, path: Path, options: dict[str, Any]) -> Results:
     except (TypeError, ValueError) as error:
         if error.__cause__ is None and not _own_frames(error, path):
             raise UsageError(f"{path}: {error}") from error  # nsflow's own words
+        raise ModelError(f"the model failed:\n\n{_own_traceback(error, path)}") from error
+    except OSError as error:
+        if not _own_frames(error, path):
+            raise  # a checkpoint that cannot be written
         raise ModelError(f"the model failed:\n\n{_own_traceback(error, path)}") from error
     except Exception as error:
         raise ModelError(f"the model failed:\n\n{_own_traceback(error, path)}") from error

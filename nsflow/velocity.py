@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, final
 
 import jax
@@ -241,6 +242,87 @@ def _gaussian_noise_potential_plus_network(graph: Any, path: _Static, weights: A
 
 def _gaussian_action_plus_network(graph: Any, path: _Static, weights: Any, t: Array, x: Array) -> Array:
     return 0.5 * jnp.sum(x * path.value.gaussian_velocity(t, x)) + nnx.merge(graph, weights)(t, x)[0]
+
+
+# ------------------------------------------------------------- networks in parts
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a network is built from, its weights excepted.
+
+    Args:
+        kind: Name of its class.
+        num_dims: Dimension d of the points.
+        num_outputs: Outputs.
+        architecture: Size.
+    """
+
+    kind: str
+    num_dims: int
+    num_outputs: int
+    architecture: Architecture
+
+    def build(self) -> tuple[Any, Any]:
+        """Graph of the network, and the structure of its weights; no weight is drawn."""
+        return _skeleton(self)
+
+
+@lru_cache
+def _skeleton(blueprint: Blueprint) -> tuple[Any, Any]:
+    def network() -> Perceptron:
+        rngs = nnx.Rngs(0)
+        if blueprint.kind == PotentialNetwork.__name__:
+            return PotentialNetwork(blueprint.num_dims, blueprint.architecture, rngs=rngs)
+        return VelocityNetwork(blueprint.num_dims, blueprint.architecture, num_outputs=blueprint.num_outputs, rngs=rngs)
+
+    graph, weights = nnx.split(nnx.eval_shape(network))
+    return graph, jax.tree.structure(weights)
+
+
+def take_apart(graph: Any, weights: Any) -> tuple[Blueprint, list[Any]]:
+    """Turn a split network into its blueprint and the list of its weights.
+
+    Args:
+        graph: Graph of a network of this module, as `nnx.split` returns it.
+        weights: Its state.
+
+    Returns:
+        ``(blueprint, weights)``.
+
+    Raises:
+        TypeError: If it is another network.
+    """
+    network = nnx.merge(graph, weights)
+    if type(network) not in (VelocityNetwork, PotentialNetwork):
+        raise TypeError(f"expected a network of nsflow; got {type(network).__name__}")
+    times = network.time_frequencies if isinstance(network, VelocityNetwork) else ()
+    (num_inputs, width), depth = network.layers[0].kernel.shape, len(network.layers)
+    num_dims = (num_inputs - 2 * len(times)) // (1 + 2 * len(network.frequencies))
+    architecture = Architecture(width, depth, network.frequencies, times)
+    blueprint = Blueprint(type(network).__name__, num_dims, network.head.kernel.shape[1], architecture)
+    if blueprint.build() != (graph, jax.tree.structure(weights)):
+        raise TypeError("expected a network as its architecture makes it; got one that was changed")
+    return blueprint, jax.tree.leaves(weights)
+
+
+def put_together(blueprint: Blueprint, weights: Sequence[Any]) -> tuple[Any, Any]:
+    """Undo :func:`take_apart`.
+
+    Args:
+        blueprint: What the network is built from.
+        weights: Its weights.
+
+    Returns:
+        ``(graph, weights)``.
+    """
+    graph, structure = blueprint.build()
+    return graph, jax.tree.unflatten(structure, weights)
+
+
+def is_graph(value: Any) -> bool:
+    """Whether something is the graph of a split network."""
+    return isinstance(value, nnx.GraphDef)
 
 
 def as_velocity(field: Callable[[Array, Array], Array]) -> Partial:

@@ -10,14 +10,14 @@ import nsflow
 ROOT = Path(nsflow.__file__).parent
 # Each imports only from those before it.
 ORDER = (
-    "precision", "shapes", "quantile", "parameter", "discrete", "periodic", "cube", "distribution", "prior",
-    "batch", "failure", "workers", "host", "likelihood", "modes",
+    "precision", "shapes", "interrupt", "quantile", "parameter", "discrete", "periodic", "cube", "distribution",
+    "prior", "batch", "failure", "workers", "host", "journal", "likelihood", "modes",
     "gaussian", "base", "pushforward", "path", "schedule", "process", "coupling", "ode",
     "objective", "score_matching", "action_matching", "maximum_likelihood", "velocity", "train", "flow",
     "energy", "langevin", "sde", "surrogate", "online",
     "evidence", "kernels", "wide", "proposal", "estimator", "thinning", "points", "fresh", "state", "progress",
     "components", "ladder", "scouting", "posterior", "frozen",
-    "volumes", "files", "results", "summary", "sampler",
+    "volumes", "files", "results", "summary", "start", "codec", "checkpoint", "merge", "sampler",
     "plots", "diagnostics", "tables", "report", "terminal", "__main__",
 )  # fmt: skip
 HOMES = {
@@ -30,6 +30,7 @@ HOMES = {
     "anesthetic": {"results", "plots"},
     "pandas": {"results"},
     "sklearn": {"estimator"},
+    "safetensors": {"checkpoint"},
     "flowjax": set(),
     "blackjax": set(),
 }

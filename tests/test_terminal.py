@@ -99,6 +99,21 @@ def test_a_model_is_run_saved_and_shown(folder, capsys):
     assert not nsflow.load(folder / "chains" / "new").finished
 
 
+def test_a_stopped_run_is_resumed(folder, capsys):
+    """What a cap stopped goes on to the same result as one at a go; a damaged checkpoint is told in plain words."""
+    assert main(["run", "model.py", "--output", "chains/kept", "--resume", "--max-calls", "1500", "--quiet"]) == 1
+    assert not nsflow.load(folder / "chains" / "kept").finished
+    assert main(["run", "model.py", "--output", "chains/kept", "--resume", "--quiet"]) == 0
+    assert main(["run", "model.py", "--output", "chains/whole", "--quiet"]) == 0
+    kept, whole = (nsflow.load(folder / "chains" / name) for name in ("kept", "whole"))
+    assert (kept.logZ, kept.num_calls) == (whole.logZ, whole.num_calls)
+    manifest = folder / "chains" / "kept.nsflow" / "manifest"
+    manifest.write_bytes(manifest.read_bytes()[:-10])
+    capsys.readouterr()
+    assert main(["run", "model.py", "--output", "chains/kept", "--resume"]) == 2
+    assert "is damaged or cut short" in capsys.readouterr().err
+
+
 def test_the_documented_model_gives_what_is_documented(folder, capsys):
     """A model in JAX, at a fifth of the documented size: log Z agrees within 5 of both errors, and so do the words."""
     page = (Path(__file__).parent.parent / "docs" / "terminal.md").read_text(encoding="utf-8")

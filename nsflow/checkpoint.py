@@ -1,0 +1,530 @@
+"""Checkpoints: a folder from which a killed run goes on to the same bits.
+
+`manifest` says what the run is and where it stands; each `segment-*` holds the blocks of its arrays that were new at
+that checkpoint; `journal-*` the likelihoods evaluated since the manifest; `lock` is held while a run writes.
+A manifest is replaced at once, after all that it names is on disk. The home of safetensors.
+"""
+
+import json
+import os
+import re
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, final
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from nsflow.codec import Encoder, NotStorable, decode, given_by
+from nsflow.estimator import AbstractEstimator
+from nsflow.files import write_bytes
+from nsflow.journal import Columns, Journal, Recorded, bare, read
+from nsflow.likelihood import evaluate
+from nsflow.prior import Prior
+from nsflow.start import Start
+from nsflow.state import Problem, Settings, State, StepInfo
+from nsflow.velocity import Architecture
+
+FORMAT = "nsflow checkpoint"
+FORMAT_VERSION = 1
+MANIFEST = "manifest"
+LOCK = "lock"
+OURS = re.compile(r"manifest|lock|(segment|journal)-\d+|\..*\.tmp")
+INTERVAL = 5.0  # seconds between two checkpoints, or twenty times what one takes
+SYNC = 1.0  # seconds between two times that the journal is forced to disk
+MAX_SEGMENTS = 64  # files; beyond, and where half of their bytes are out of date, all is written anew
+FREE = ("ess", "logZ_err", "max_calls", "max_seconds", "max_levels")  # settings that may change from call to call
+NUM_COMPARED = 3  # points at which the likelihood is compared with the checkpoint's
+
+
+class Manifest(NamedTuple):
+    """What the file of that name says."""
+
+    run: dict[str, Any]  # what must be the same: version, seed, settings, prior
+    likelihood: dict[str, Any] | None  # values at some points; None before the first draws are evaluated
+    nodes: list[list[Any]]  # of the state and the trace
+    root: int
+    segments: dict[str, list[str]]  # file -> keys of its blocks, in order
+    journal: str
+
+
+@final
+class Checkpoint:
+    """A run's folder, open for writing.
+
+    Args:
+        path: The folder.
+        problem: The problem.
+        settings: Its settings.
+        seed: The seed.
+        start: Samples of a warm start.
+    """
+
+    def __init__(self, path: Path, problem: Problem, settings: Settings, seed: int, start: Start | None = None) -> None:
+        self.path = path
+        self.problem = problem
+        self.settings = settings
+        self.identity = {**_identity(problem.prior, settings, seed), "start": start.digest() if start else None}
+        self.likelihood: dict[str, Any] | None = None
+        self.manifest: Manifest | None = None
+        self._number = 0
+        self._journal: BinaryIO | None = None
+        self._sizes: dict[str, int] = {}  # of the segments, bytes
+        self._saved_at, self._price, self._synced_at = -np.inf, 0.0, -np.inf
+        self._phase: Any = None
+        self._num_steps = -1  # that the checkpoint holds
+        self.failed = False
+
+    def restore(self) -> tuple[State, list[StepInfo]] | None:
+        """Read the run that the folder holds.
+
+        Returns:
+            Its state and trace; None if it was killed before its first draws were evaluated.
+
+        Raises:
+            ValueError: If it is damaged, or another problem, seed, setting or version than this call's.
+        """
+        manifest = _read_manifest(self.path)
+        _compare(self.path, manifest.run, self.identity)
+        self.manifest = manifest
+        self._number = int(manifest.journal.split("-")[1])
+        blocks: dict[str, bytes] = {}
+        for name, keys in manifest.segments.items():
+            blocks |= _read_segment(self.path / name, keys)
+            self._sizes[name] = (self.path / name).stat().st_size
+        journal = _journal(self.problem)
+        journal.known, _ = read(_read_bytes(self.path / manifest.journal))
+        if manifest.root < 0:
+            journal.check = self._check_first
+            return None
+        try:
+            given = given_by(self.problem, self.settings)
+            state, trace = decode(manifest.nodes, manifest.root, given, blocks.__getitem__)
+        except Exception as error:
+            raise _damaged(self.path / MANIFEST, f"{type(error).__name__}: {error}") from None
+        self.likelihood = manifest.likelihood
+        self._check_likelihood(state)
+        self._phase, self._num_steps = state.phase, len(trace)
+        return replace(state, settings=self.settings), list(trace)
+
+    def begin(self) -> None:
+        """Write down what the run is, before any work is spent.
+
+        Raises:
+            OSError: If the folder cannot be written.
+        """
+        if self.manifest is None:
+            self._write(Encoder({}), -1)
+        else:
+            self._open_journal(self.manifest.journal)
+        self._tidy()
+
+    def offer(self, state: State, trace: Sequence[StepInfo]) -> None:
+        """Save where the last time is long enough ago, or a phase has ended.
+
+        Args:
+            state: The run.
+            trace: What its steps did.
+        """
+        due = time.monotonic() - self._saved_at > max(INTERVAL, 20 * self._price)
+        if due or state.phase is not self._phase:
+            self.save(state, trace)
+
+    def save(self, state: State, trace: Sequence[StepInfo]) -> None:
+        """Save, unless the checkpoint holds this already. A failure is a warning: the run goes on.
+
+        Args:
+            state: The run.
+            trace: What its steps did.
+        """
+        if self._num_steps == len(trace) and state.phase is self._phase and not self.failed:
+            return
+        began = time.monotonic()
+        try:
+            if self.likelihood is None:
+                self.likelihood = self._fingerprint(state)
+            encoder = Encoder(given_by(self.problem, self.settings), self._stored())
+            root = encoder.encode((state, tuple(trace)))
+            if self._is_wasteful(encoder):
+                encoder = Encoder(given_by(self.problem, self.settings))
+                root = encoder.encode((state, tuple(trace)))
+            self._write(encoder, root)
+            self._tidy()
+            self.failed = False
+            self._num_steps = len(trace)
+        except (OSError, NotStorable) as error:
+            self._warn(error)
+        self._phase = state.phase
+        self._saved_at = time.monotonic()
+        self._price = self._saved_at - began
+
+    # ------------------------------------------------------------- the files
+
+    def _stored(self) -> set[str]:
+        return {key for keys in self.manifest.segments.values() for key in keys} if self.manifest else set()
+
+    def _is_wasteful(self, encoder: Encoder) -> bool:
+        """Whether there are many segments, or more bytes in them than twice those in use."""
+        segments = self.manifest.segments if self.manifest else {}
+        return len(segments) >= MAX_SEGMENTS or sum(self._sizes.values()) > 2 * encoder.num_bytes + 2**20
+
+    def _write(self, encoder: Encoder, root: int) -> None:
+        """Segment, journal, manifest: each is on disk before the next names it."""
+        number = self._number + 1
+        new = {key: data for key, data in encoder.blocks.items() if data is not None}
+        old = self.manifest.segments if self.manifest else {}
+        segments = {name: keys for name, keys in old.items() if any(encoder.blocks.get(k, b"") is None for k in keys)}
+        if new:
+            name = f"segment-{number}"
+            self._sizes[name] = _write_segment(self.path / name, new)
+            segments[name] = list(new)
+        journal = f"journal-{number}"
+        write_bytes(self.path / journal, b"".join(_journal(self.problem).pending))
+        nodes = "[" + ",".join(encoder.nodes) + "]"
+        manifest = Manifest(self.identity, self.likelihood, [], root, segments, journal)
+        _write_manifest(self.path, manifest, nodes)
+        self.manifest, self._number = manifest, number
+        self._sizes = {name: self._sizes[name] for name in segments}
+        self._open_journal(journal)
+
+    def _open_journal(self, name: str) -> None:
+        self.close()
+        # A record cut short by a kill would hide those that follow it.
+        _, whole = read(_read_bytes(self.path / name))
+        self._journal = open(self.path / name, "r+b")
+        self._journal.truncate(whole)
+        self._journal.seek(whole)
+        _journal(self.problem).keep = self._keep
+
+    def _keep(self, piece: bytes) -> None:
+        """Append a piece to the journal. After a failure no more is kept until the next checkpoint."""
+        if self._journal is None:
+            return
+        try:
+            self._journal.write(piece)
+            self._journal.flush()
+            if time.monotonic() - self._synced_at > SYNC:  # a kill needs none, a power cut does
+                os.fsync(self._journal.fileno())
+                self._synced_at = time.monotonic()
+        except OSError as error:
+            self.close()
+            self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        self.failed = True
+        warnings.warn(
+            f"The checkpoint {self.path} could not be written ({error}). The run goes on and its result is not "
+            "affected, but if it is killed now it resumes from the last checkpoint that could be. Make room or mend "
+            "the folder; it is tried again every few seconds.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+    def _tidy(self) -> None:
+        """Remove what no manifest names: segments and journals of the past, and files that a kill left half written."""
+        assert self.manifest is not None
+        kept = {MANIFEST, LOCK, self.manifest.journal, *self.manifest.segments}
+        for entry in self.path.iterdir():
+            if entry.name not in kept and OURS.fullmatch(entry.name):
+                entry.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the journal."""
+        if self._journal is not None:
+            journal, self._journal = self._journal, None
+            try:
+                journal.close()
+            except OSError:  # a full disk: what could not be flushed is lost
+                pass
+
+    # ------------------------------------------------------------- the likelihood
+
+    def _fingerprint(self, state: State) -> dict[str, Any]:
+        """Values at the first draws, and how far a second evaluation is from the first: rounding, or noise."""
+        rows = np.argsort(~np.isfinite(state.points.log_likelihood[: state.points.num_prior]), kind="stable")
+        rows = rows[:NUM_COMPARED]
+        first, second = state.points.log_likelihood[rows], self._values(state, rows)
+        with np.errstate(invalid="ignore"):
+            noise = np.max(np.nan_to_num(np.abs(second - first)), initial=0.0)
+        return {"rows": rows.tolist(), "values": second.tolist(), "noise": float(noise)}
+
+    def _values(self, state: State, rows: np.ndarray) -> np.ndarray:
+        params = state.problem.prior.forward(state.points.x[rows])
+        return evaluate(bare(self.problem.likelihood), params).log_likelihood
+
+    def _check_likelihood(self, state: State) -> None:
+        """Refuse the checkpoint of another likelihood."""
+        if self.likelihood is None:
+            return
+        rows, there = np.array(self.likelihood["rows"]), np.array(self.likelihood["values"])
+        here = self._values(state, rows)
+        self._compare_likelihood(there, here, self.likelihood["noise"])
+
+    def _check_first(self, there: dict[str, float], here: Columns) -> None:
+        """The same where a run was killed before it had a state."""
+        self._compare_likelihood(np.array([there["log_likelihood"]]), here["log_likelihood"], 0.0)
+
+    def _compare_likelihood(self, there: np.ndarray, here: np.ndarray, noise: float) -> None:
+        with np.errstate(invalid="ignore"):
+            is_near = np.abs(here - there) <= 1e-7 * np.maximum(1.0, np.abs(there)) + 10 * noise
+        differs = (here != there) & ~is_near & ~(np.isnan(here) & np.isnan(there))
+        if np.any(differs):
+            i = int(np.argmax(differs))
+            raise _mismatch(
+                self.path, f"a log-likelihood of {there[i]} at one of its draws; got {here[i]} there now", "likelihood"
+            )
+
+
+def load_state(path: str | os.PathLike[str], problem: Problem, settings: Settings) -> tuple[State, int]:
+    """Read the state of a run, whatever its seed, without writing anything.
+
+    Args:
+        path: Its folder.
+        problem: Its problem, whose likelihood is recorded.
+        settings: Its settings.
+
+    Returns:
+        ``(state, seed)``.
+
+    Raises:
+        ValueError: If there is no checkpoint, or one that does not belong to this call or has no state yet.
+    """
+    folder = Path(path)
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(f"expected the folder of a checkpoint; there is none at {folder}. Give the path of a run.")
+    run = _read_manifest(folder).run
+    checkpoint = Checkpoint(folder, problem, settings, run["seed"])
+    checkpoint.identity["start"] = run.get("start")
+    saved = checkpoint.restore()
+    _journal(problem).known, _journal(problem).check = {}, None
+    if saved is None:
+        raise ValueError(f"The checkpoint {folder} has no draws yet. Let the run go on first.")
+    return saved[0], run["seed"]
+
+
+@contextmanager
+def opened(
+    path: str | os.PathLike[str], problem: Problem, settings: Settings, seed: int, start: Start | None = None
+) -> Iterator[tuple[Checkpoint, tuple[State, list[StepInfo]] | None]]:
+    """Open a run's folder, or make it, and hold its lock.
+
+    Args:
+        path: The folder; its parents are made.
+        problem: The problem, whose likelihood is recorded.
+        settings: Its settings.
+        seed: The seed.
+        start: Samples of a warm start.
+
+    Yields:
+        ``(checkpoint, saved)``: the folder, and the state and trace that it holds, if any.
+
+    Raises:
+        TypeError: If the settings make what no checkpoint can hold.
+        ValueError: If something else is at `path`, or a checkpoint that does not belong to this call.
+        OSError: If the folder cannot be written.
+    """
+    folder = Path(path)
+    exists = _check_path(folder)
+    _demand_storable(problem, settings)
+    checkpoint = Checkpoint(folder, problem, settings, seed, start)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / LOCK, "ab")
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    try:
+        _acquire(lock, folder)
+        saved = checkpoint.restore() if exists else None
+        try:
+            checkpoint.begin()
+        except OSError as error:
+            raise _unwritable(folder, error) from None
+        yield checkpoint, saved
+    finally:
+        checkpoint.close()
+        _journal(problem).keep = None
+        lock.close()
+
+
+def _journal(problem: Problem) -> Journal:
+    assert isinstance(problem.likelihood, Recorded)
+    return problem.likelihood.journal
+
+
+def _check_path(folder: Path) -> bool:
+    """Whether there is a checkpoint; refuse to write over anything else."""
+    if folder.name in ("", ".."):
+        raise ValueError(f"`checkpoint` expected the path of a folder; got {str(folder)!r}. Write 'run.nsflow'.")
+    if (folder / MANIFEST).is_file():
+        return True
+    is_other = folder.exists() and not folder.is_dir()
+    if is_other or (folder.is_dir() and any(not OURS.fullmatch(entry.name) for entry in folder.iterdir())):
+        raise ValueError(
+            f"`checkpoint` expected a new path or an nsflow checkpoint; there is something else at {folder}. "
+            "Nothing was written. Give another path."
+        )
+    if folder.is_dir() and any(re.match("segment|journal-[2-9]", entry.name) for entry in folder.iterdir()):
+        raise _damaged(folder / MANIFEST, "it is missing")
+    return False
+
+
+def _acquire(lock: BinaryIO, folder: Path) -> None:
+    """Lock the folder against other processes where the system can."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        return
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise ValueError(
+            f"The checkpoint {folder} is in use by another process. Wait for it, or give another path."
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+
+
+# ------------------------------------------------------------- files
+
+
+def _write_segment(path: Path, blocks: dict[str, bytes]) -> int:
+    data = save({key: np.frombuffer(block, np.uint8) for key, block in blocks.items()})
+    write_bytes(path, data)
+    return len(data)
+
+
+def _read_segment(path: Path, keys: list[str]) -> dict[str, bytes]:
+    try:
+        blocks = {key: block.tobytes() for key, block in load(_read_bytes(path)).items()}
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise _damaged(path, str(error)) from None
+    for key in keys:
+        if key not in blocks or blake2b(blocks[key], digest_size=16).hexdigest() != key:
+            raise _damaged(path, f"block {key} is missing or has changed")
+    return blocks
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise _damaged(path, "it is missing") from None
+
+
+def _write_manifest(folder: Path, manifest: Manifest, nodes: str) -> None:
+    head = json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **manifest._asdict(), "nodes": None})
+    text = head + "\n" + nodes
+    write_bytes(folder / MANIFEST, (text + "\n" + _digest(text)).encode())
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        head, nodes, digest = _read_bytes(path).decode().split("\n")
+        document = json.loads(head)
+    except ValueError as error:
+        raise _damaged(path, str(error)) from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise _damaged(path, "it does not say that it is one")
+    if document.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"The checkpoint {folder} has format version {document.get('format_version')!r}, and this nsflow reads "
+            f"version {FORMAT_VERSION}. Go on with the version that wrote it, or give another path."
+        )
+    if digest != _digest(head + "\n" + nodes):
+        raise _damaged(path, "its checksum is another")
+    return Manifest(**{name: document[name] for name in Manifest._fields if name != "nodes"}, nodes=json.loads(nodes))
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+# ------------------------------------------------------------- what must be the same
+
+
+def _identity(prior: Prior, settings: Settings, seed: int) -> dict[str, Any]:
+    """Version, seed, settings, and the prior at three of its draws."""
+    x = np.asarray(prior.latent_sample(jax.random.key(0), NUM_COMPARED))
+    params = {name: np.asarray(value) for name, value in prior.forward(x).items()}
+    return {
+        "version": version("nsflow"),
+        "seed": seed,
+        "settings": {f.name: _text(getattr(settings, f.name)) for f in fields(settings) if f.name not in FREE},
+        "parameters": {name: list(shape) for name, shape in prior.shapes.items()},
+        "prior": [
+            x.ravel().tolist(),
+            np.concatenate([value.ravel() for value in params.values()]).tolist(),
+            np.asarray(prior.latent_log_prob(x)).tolist(),
+        ],
+    }
+
+
+def _text(value: Any) -> str:
+    """What is shown of a setting; where an object is in memory says nothing."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def _compare(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Refuse the checkpoint of another run, and say in what it differs."""
+    for name, what in (("version", "version of nsflow"), ("seed", "seed"), ("parameters", "parameters of the prior")):
+        if there.get(name) != here[name]:
+            raise _mismatch(folder, f"{what} {here[name]!r}, this call's; got {there.get(name)!r}", name)
+    settings = there.get("settings", {})
+    for name, value in here["settings"].items():
+        if settings.get(name) != value:
+            raise _mismatch(folder, f"`{name}` = {value}, this call's; got {settings.get(name)}", "settings")
+    if there.get("start") != here["start"]:
+        raise _mismatch(folder, "the samples of this call's `start`; got a run that had others, or none", "start")
+    same = [np.shape(a) == np.shape(b) and np.allclose(a, b, 1e-9, 1e-12, equal_nan=True)
+            for a, b in zip(there["prior"], here["prior"], strict=True)]  # fmt: skip
+    if not all(same):
+        raise _mismatch(folder, "the prior of this call; got one that differs at its first draws", "prior")
+
+
+def _demand_storable(problem: Problem, settings: Settings) -> None:
+    """Refuse settings that make what a checkpoint cannot hold, by making a small one of each kind."""
+    given = given_by(problem, settings)
+    num_dims = problem.prior.num_dims
+    try:
+        objective = settings.training.objective
+        if objective is not None:
+            field = objective.init(jax.random.key(0), num_dims, Architecture(8, 1))
+            Encoder(given).encode((objective.velocity(field), getattr(objective, "base", None)))
+        if isinstance(settings.proposal, AbstractEstimator) and not type(settings.proposal).__module__.startswith(
+            "nsflow."
+        ):
+            points = np.random.default_rng(0).normal(size=(100 * num_dims, num_dims))
+            Encoder(given).encode(settings.proposal.fit(jax.random.key(0), points, np.zeros(len(points))))
+    except NotStorable as error:
+        raise TypeError(
+            f"`checkpoint` expected settings whose proposals can be stored; got {error}. Make it a dataclass of "
+            "arrays, numbers and parts of nsflow and name it by `nsflow.codec.register`; or run without a checkpoint."
+        ) from error
+
+
+def _mismatch(folder: Path, difference: str, name: str) -> ValueError:
+    return ValueError(
+        f"The checkpoint {folder} belongs to another run: expected {difference}. Nothing was changed. Give the same "
+        f"{name} to go on with it, or another path for `checkpoint` to start anew."
+    )
+
+
+def _damaged(path: Path, what: str) -> ValueError:
+    return ValueError(
+        f"The checkpoint's file {path} is damaged or cut short ({what}). Restore the folder from a copy, or give "
+        "another path for `checkpoint` to start anew. Nothing was changed."
+    )
+
+
+def _unwritable(folder: Path, error: OSError) -> OSError:
+    message = f"`checkpoint` expected a folder that can be written; got {folder} ({error}). Give another path."
+    return type(error)(error.errno, message) if error.errno else OSError(message)

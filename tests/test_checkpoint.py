@@ -1,0 +1,587 @@
+"""Checkpoints: the same bits after any interruption, refusals that say why, and files that cannot run code."""
+
+import errno
+import io
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import tokenize
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from safetensors.numpy import save_file
+from scipy import special
+
+import nsflow
+from nsflow import checkpoint, codec, journal
+from nsflow.action_matching import ActionMatching
+from nsflow.base import EdgedBall
+from nsflow.energy import Conservative
+from nsflow.estimator import KernelDensity
+from nsflow.flow import Flow
+from nsflow.gaussian import Gaussian
+from nsflow.kernels import Kernels
+from nsflow.objective import FlowMatching
+from nsflow.path import AbstractPath, LinearPath, TrigonometricPath
+from nsflow.process import ProcessPath, VariancePreserving
+from nsflow.proposal import Mixture
+from nsflow.pushforward import Pushforward
+from nsflow.score_matching import DenoisingScoreMatching
+from nsflow.state import Problem
+from nsflow.surrogate import Surrogate, _interpolate, _Network, _zero
+from nsflow.thinning import Thinned
+from nsflow.velocity import Architecture
+from nsflow.wide import Wide
+
+PRIOR = nsflow.Prior({"x": dist.Uniform(-5, 5), "y": dist.Uniform(-5, 5)})
+SMALL = Architecture(width=8, depth=1)
+
+
+def gaussian(p):
+    return -0.5 * (p["x"] ** 2 + p["y"] ** 2) / 0.3**2
+
+
+class Killed(BaseException):
+    """Ends a run as a kill does: nothing is caught, nothing is tidied."""
+
+
+def run(path=None, function=gaussian, vectorized=True, prior=PRIOR, **options):
+    likelihood = nsflow.HostLikelihood(function, vectorized=vectorized)
+    return nsflow.run(likelihood, prior, checkpoint=path, **{"ess": 500, **options})
+
+
+def until_done(start):
+    """Start again after each kill; the result, and how many starts it took."""
+    for number in range(1, 40):
+        try:
+            return start(), number
+        except Killed:
+            pass
+    raise AssertionError("no end of kills")
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return run()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("finished") / "run.nsflow"
+    run(path)
+    return path
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A finished checkpoint that may be spoilt."""
+    path = tmp_path / "run.nsflow"
+    path.mkdir()
+    for file in finished.iterdir():
+        (path / file.name).write_bytes(file.read_bytes())
+    return path
+
+
+@pytest.mark.parametrize("interval", [0.0, 1e9])
+def test_resumed_run_has_the_same_bits_and_makes_no_call_twice(interval, whole, tmp_path, monkeypatch):
+    """Killed in every 700th call, with a checkpoint after each step and with those after a phase only."""
+    monkeypatch.setattr(checkpoint, "INTERVAL", interval)
+    path, calls = tmp_path / "run.nsflow", []
+
+    def dying(p):
+        calls.append(p)
+        if len(calls) % 700 == 0:
+            raise Killed
+        return gaussian(p)
+
+    result, starts = until_done(lambda: run(path, dying, vectorized=False))
+    assert starts > 5
+    assert result == whole
+    # A start compares three or four points. A kill costs the piece at work: a batch, as calls are cheap.
+    assert len(calls) - result.num_calls <= starts * (4 + 600)
+    names = sorted(p.name for p in path.iterdir())
+    assert all(re.fullmatch(r"lock|manifest|journal-\d+|segment-\d+", name) for name in names)
+    assert sum(name.startswith("journal") for name in names) == 1
+
+
+def test_finished_run_is_returned_at_once_and_extended(whole, copy):
+    calls = []
+
+    def counted(p):
+        calls.append(len(p["x"]))
+        return gaussian(p)
+
+    assert run(copy, counted) == whole
+    assert sum(calls) == 3
+    more = run(copy, counted, ess=1500)
+    assert more.ess >= 1500
+    assert more.num_calls - whole.num_calls == sum(calls) - 6
+    assert np.array_equal(more.samples[: len(whole.samples)], whole.samples)  # what it had is part of it
+    assert abs(more.logZ - np.log(2 * np.pi * 0.09 / 100)) < 5 * more.logZ_err
+    sharper = run(copy, counted, logZ_err=0.015)
+    assert sharper.logZ_err <= 0.015
+
+
+def test_signal_writes_a_checkpoint_that_goes_on_to_the_same_bits(whole, tmp_path):
+    """Two signals in the middle of batches: what these have evaluated is not evaluated again."""
+    path, calls = tmp_path / "run.nsflow", []
+
+    def signalling(p):
+        calls.append(p)
+        if len(calls) in (1700, 2300):
+            os.kill(os.getpid(), 15)
+        return gaussian(p)
+
+    for _ in range(2):
+        interrupted = run(path, signalling, vectorized=False)
+        assert interrupted.stop_reason == "interrupted"
+    assert run(path, signalling, vectorized=False) == whole
+    assert len(calls) == whole.num_calls + 3 * 3  # three starts compare three points each
+
+
+def test_run_killed_in_its_first_draws_is_known_by_their_values(whole, tmp_path):
+    path, calls = tmp_path / "run.nsflow", []
+
+    def dying(p):
+        calls.append(p)
+        if len(calls) == 500:
+            raise Killed
+        return gaussian(p)
+
+    with pytest.raises(Killed):
+        run(path, dying, vectorized=False)
+    with pytest.raises(ValueError, match="a log-likelihood of"):
+        run(path, lambda p: gaussian(p) - 1e-3, vectorized=False)
+    assert run(path) == whole
+
+
+def test_capped_run_goes_on_when_the_cap_is_raised(whole, tmp_path):
+    path = tmp_path / "run.nsflow"
+    capped = run(path, max_calls=2500)
+    assert capped.stop_reason == "max_calls reached"
+    assert run(path, max_calls=2500) == capped
+    result = run(path)
+    assert (result.logZ, result.num_calls) == (whole.logZ, whole.num_calls)
+
+
+def test_circles_and_derived_parameters_come_back_and_merge(tmp_path, monkeypatch):
+    """An angle whose posterior lies across its ends; each run cuts its circle open elsewhere."""
+    monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
+    prior = nsflow.Prior({"phi": nsflow.Periodic(dist.Uniform(0, 2 * np.pi)), "y": dist.Uniform(-5, 5)})
+    calls = []
+
+    def dying(p):
+        calls.append(p)
+        if len(calls) % 900 == 0:
+            raise Killed
+        return 10 * (np.cos(p["phi"]) - 1) - 0.5 * p["y"] ** 2 / 0.3**2, {"square": p["y"] ** 2}
+
+    paths = [tmp_path / "0", tmp_path / "1"]
+    whole = run(None, lambda p: dying(p) if len(calls) % 900 != 899 else calls.append(p) or dying(p), False, prior)
+    result, starts = until_done(lambda: run(paths[0], dying, False, prior))
+    assert starts > 2
+    assert result == whole
+    np.testing.assert_allclose(result.samples[:, 2], result.samples[:, 1] ** 2)
+    until_done(lambda: run(paths[1], dying, False, prior, seed=1))
+    merged = nsflow.merge(paths, log_likelihood=nsflow.HostLikelihood(lambda p: dying(p)[0]), prior=prior)
+    logZ = np.log(special.ive(0, 10) * 0.3 * np.sqrt(2 * np.pi) / 10)
+    assert abs(merged.logZ - logZ) < 5 * merged.logZ_err
+    assert merged.logZ_err < 0.04
+    np.testing.assert_allclose(merged.samples[:, 2], merged.samples[:, 1] ** 2)
+
+
+def curved(p):
+    """A banana in seven dimensions."""
+    z = p["z"]
+    return -0.5 * (jnp.sum((z[1:] - 0.3 * z[0] ** 2) ** 2) / 0.2**2 + (z[0] - 1) ** 2)
+
+
+@pytest.mark.parametrize("proposal", [None, nsflow.GaussianMixtureEstimator((1, 2))])
+def test_resumed_networks_have_the_same_bits(proposal, tmp_path, monkeypatch):
+    """Flows, surrogate networks and mixtures of levels, killed after every eighth step."""
+    monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
+    prior = nsflow.Prior({"z": dist.Uniform(-4, 4).expand([7])})
+    training = nsflow.Training(architecture=Architecture(width=16, depth=1), num_steps=200, integration_steps=4)
+    settings = nsflow.Settings(ess=400, rounds=(1.0,), max_rounds=1, max_restarts=0, training=training)
+    settings = replace(settings, proposal=proposal)
+    whole = nsflow.run(curved, prior, settings=settings)
+    path, offer, count = tmp_path / "run.nsflow", checkpoint.Checkpoint.offer, [0]
+
+    def dying(self, state, trace):
+        offer(self, state, trace)
+        count[0] += 1
+        if count[0] % 8 == 0:
+            raise Killed
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "offer", dying)
+    result, starts = until_done(lambda: nsflow.run(curved, prior, settings=settings, checkpoint=path))
+    assert starts > 2
+    assert result == whole
+
+
+# ------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 1}, "expected seed 1, this call's; got 0"),
+        ({"settings": nsflow.Settings(num_live=700)}, "expected `num_live` = 700, this call's; got None"),
+        ({"proposal": nsflow.GaussianEstimator()}, "expected `proposal` = GaussianEstimator"),
+        ({"function": lambda p: gaussian(p) - 1e-3}, "a log-likelihood of"),
+        ({"prior": nsflow.Prior({"x": dist.Uniform(-5, 5), "z": dist.Uniform(-5, 5)})}, "parameters of the prior"),
+        ({"prior": nsflow.Prior({"x": dist.Uniform(-5, 5), "y": dist.Uniform(-5, 5.001)})}, "the prior of this call"),
+    ],
+)
+def test_another_run_is_refused(options, message, copy):
+    before = {file.name: file.read_bytes() for file in copy.iterdir()}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run(copy, **options)
+    assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
+
+
+def test_another_version_is_refused(copy, monkeypatch):
+    monkeypatch.setattr(checkpoint, "version", lambda _: "9.9")
+    with pytest.raises(ValueError, match=r"expected version of nsflow '9.9', this call's; got '"):
+        run(copy)
+    monkeypatch.undo()
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 2)
+    with pytest.raises(ValueError, match="format version 1, and this nsflow reads version 2"):
+        run(copy)
+
+
+def spoil(how):
+    def spoiled(path):
+        segment = next(path.glob("segment-*"))
+        manifest = path / "manifest"
+        if how == "short manifest":
+            manifest.write_bytes(manifest.read_bytes()[:-100])
+        elif how == "changed manifest":
+            manifest.write_bytes(manifest.read_bytes().replace(b"frozen", b"frozem", 1))
+        elif how == "no manifest":
+            manifest.unlink()
+        elif how == "short segment":
+            segment.write_bytes(segment.read_bytes()[:-100])
+        elif how == "changed segment":
+            data = bytearray(segment.read_bytes())
+            data[-5] ^= 1
+            segment.write_bytes(data)
+        elif how == "no segment":
+            segment.unlink()
+
+    return spoiled
+
+
+@pytest.mark.parametrize(
+    "how", ["short manifest", "changed manifest", "no manifest", "short segment", "changed segment", "no segment"]
+)
+def test_damage_is_refused(how, copy):
+    spoil(how)(copy)
+    with pytest.raises(ValueError, match="is damaged or cut short"):
+        run(copy)
+
+
+def test_nothing_else_is_written_over(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.tex").write_text("mine")
+    for name in ("file", "folder"):
+        with pytest.raises(ValueError, match="there is something else"):
+            run(tmp_path / name)
+    assert (tmp_path / "file").read_text() == "mine"
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["thesis.tex"]
+
+
+def test_folder_that_cannot_be_made_is_refused_before_any_call(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "run.nsflow", Path("/proc/nowhere/run.nsflow")):
+        with pytest.raises(OSError, match="expected a folder that can be written"):
+            run(path, function=None or (lambda p: pytest.fail("called")))
+
+
+def test_full_disk_is_a_warning_and_the_run_keeps_its_result(whole, tmp_path, monkeypatch):
+    """The disk is full for a while; when there is room again the checkpoint is whole."""
+    monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
+    write, written = checkpoint.write_bytes, []
+
+    def full(path, data):
+        written.append(path)
+        if 6 < len(written) < 9:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_bytes", full)
+    with pytest.warns(RuntimeWarning, match="No space left on device"):
+        assert run(tmp_path / "run.nsflow") == whole
+    assert len(written) > 9
+    monkeypatch.undo()
+    assert run(tmp_path / "run.nsflow", lambda p: gaussian(p)) == whole
+
+
+HOLD = (
+    "import fcntl, sys; f = open(sys.argv[1], 'ab'); fcntl.lockf(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+)
+
+
+def test_checkpoint_in_use_is_refused(copy):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(copy / "lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="in use by another process"):
+            run(copy)
+        other.communicate("\n")
+
+
+class Opaque(nsflow.AbstractEstimator):
+    """Fits a density of a class that no checkpoint knows."""
+
+    def fit(self, key, points, log_weights):  # noqa: ARG002
+        return OpaqueDensity(Gaussian.fit(points, log_weights))
+
+
+@dataclass(frozen=True)
+class OpaqueDensity:
+    gaussian: Gaussian
+
+    def sample_and_log_prob(self, key, num_samples):
+        return self.gaussian.sample_and_log_prob(key, num_samples)
+
+    def log_prob(self, x):
+        return self.gaussian.log_prob(x)
+
+
+def test_densities_of_unknown_classes_are_refused_before_any_call(tmp_path, monkeypatch):
+    monkeypatch.setattr(codec, "CLASSES", dict(codec.CLASSES))
+    path = tmp_path / "run.nsflow"
+    with pytest.raises(TypeError, match="an object of class .*OpaqueDensity.*nsflow.codec.register"):
+        run(path, lambda p: pytest.fail("called"), proposal=Opaque())
+    assert not path.exists()
+    codec.register(OpaqueDensity)
+    assert run(path, proposal=Opaque(), max_calls=1500).stop_reason == "max_calls reached"
+    with pytest.raises(TypeError, match="a dataclass or a named tuple"):
+        codec.register(int)
+
+
+# ------------------------------------------------------------- the codec
+
+
+def whole_again(value, settings=None):
+    """Write a value, read it, and write it once more: the same nodes and blocks."""
+    problem = Problem(None, PRIOR)
+    given = codec.given_by(problem, settings or nsflow.Settings())
+    encoder = codec.Encoder(given)
+    root = encoder.encode(value)
+    nodes = [json.loads(node) for node in encoder.nodes]
+    again = codec.decode(nodes, root, given, encoder.blocks.__getitem__)
+    second = codec.Encoder(given)
+    assert second.encode(again) == root
+    assert (second.nodes, second.blocks) == (encoder.nodes, encoder.blocks)
+    return again
+
+
+class Bent(AbstractPath):
+    """A path of the user's own: the call that resumes brings it along."""
+
+    def alpha(self, t):
+        return t**2
+
+    def sigma(self, t):
+        return 1 - t
+
+
+def flow_of(objective):
+    field = objective.init(jax.random.key(0), 2, SMALL)
+    leaves, structure = jax.tree.flatten(field)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    leaves = [0.1 * jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+    velocity = objective.velocity(jax.tree.unflatten(structure, leaves))
+    return Flow(velocity, np.ones(2), np.eye(2), np.int32(3), objective.path.width)
+
+
+OBJECTIVES = [
+    FlowMatching(LinearPath()),
+    FlowMatching(Bent()),
+    DenoisingScoreMatching(ProcessPath(VariancePreserving())),
+    Conservative(DenoisingScoreMatching(TrigonometricPath())),
+    ActionMatching(LinearPath()),
+]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: type(o).__name__ + type(o.path).__name__)
+def test_flows_of_every_objective_come_back(objective):
+    flow = flow_of(objective)
+    again = whole_again(flow, nsflow.Settings(training=nsflow.Training(objective=objective)))
+    z = np.random.default_rng(0).normal(size=(5, 2))
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        assert np.array_equal(flow.forward(z), again.forward(z))
+
+
+def test_every_other_part_comes_back():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 2))
+    gaussian = Gaussian.fit(x)
+    network = _Network(SMALL.init_potential(jax.random.key(0), 2))
+    surrogates = [
+        Surrogate(np.array([True, False]), gaussian, 1.5, m) for m in (_interpolate(x, x[:, 0]), network, _zero)
+    ]
+    parts = [
+        Wide(gaussian),
+        Pushforward(gaussian, EdgedBall()),
+        Kernels.fit(jax.random.key(0), x, np.zeros(300)),
+        KernelDensity(x, rng.random(300)),
+        Mixture((gaussian, Wide(gaussian)), (0.25, 0.75)),
+        *(Thinned(gaussian, s, PRIOR, np.float64(-1.0), 0.5) for s in surrogates),
+    ]
+    for part in parts:
+        again = whole_again(part)
+        with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+            assert np.array_equal(part.log_prob(x), again.log_prob(x), equal_nan=True)
+    whole_again(
+        [None, True, 1, 2**70, 1.5, -np.inf, "a", (), {"b": np.float32(2)}, np.arange(3, dtype=np.int8), jnp.ones(3)]
+    )
+
+
+def test_grown_array_costs_its_new_blocks_only():
+    x = np.random.default_rng(0).normal(size=100_000)
+    first = codec.Encoder({})
+    first.encode(x)
+    second = codec.Encoder({}, first.blocks)
+    second.encode(np.append(x, [1.0]))
+    assert (
+        sum(len(b) for b in second.blocks.values() if b) < 2 * codec.BLOCK < sum(len(b) for b in first.blocks.values())
+    )
+
+
+def test_journal_forgets_a_record_cut_short_and_keeps_those_before():
+    rows = np.arange(10.0)[:, None]
+    pieces = []
+    writing = journal.Journal(pieces.append)
+    values = writing.recall(rows, lambda piece: {"log_likelihood": rows[piece, 0] ** 2}, unit=4, grows=False)
+    known, end = journal.read(b"".join(pieces)[:-3])
+    assert end == len(pieces[0] + pieces[1])
+    calls = []
+
+    def compute(piece):
+        calls.append(piece)
+        return {"log_likelihood": rows[piece, 0] ** 2, "derived": rows[piece, 0]}
+
+    again = journal.Journal(known=known).recall(rows, compute, unit=4, grows=False)
+    assert calls == [slice(8, 10)]
+    assert np.array_equal(again["log_likelihood"], values["log_likelihood"])
+    assert np.array_equal(again["derived"], [np.nan] * 8 + [8.0, 9.0], equal_nan=True)
+
+
+# ------------------------------------------------------------- strangers' files
+
+
+class Malicious:
+    """Unpickling this leaves a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def rewrite(path, change):
+    """Write a manifest anew, with a right checksum."""
+    head, nodes, _ = (path / "manifest").read_text().split("\n")
+    head, nodes = change(json.loads(head), json.loads(nodes))
+    text = json.dumps(head) + "\n" + json.dumps(nodes)
+    (path / "manifest").write_text(text + "\n" + checkpoint._digest(text))
+
+
+EVIL_NODES = [
+    ["object", "os.system", ["command"], [0]],
+    ["object", "nsflow.codec.Encoder", ["given"], [0]],
+    ["function", "os.system"],
+    ["function", "builtins.eval"],
+    ["partial", 0, []],
+    ["Partial", 0, [0]],
+    ["array", "|O", [1], "80"],
+    ["array", "V8", [1], "80"],
+    ["given", "__builtins__"],
+    ["eval", "1"],
+]
+
+
+@pytest.mark.parametrize("node", EVIL_NODES, ids=str)
+def test_manifest_builds_nothing_but_what_is_listed(node, copy):
+    def change(head, _):
+        return {**head, "root": 1}, [["value", "touch pwned"], node]
+
+    rewrite(copy, change)
+    with pytest.raises(ValueError, match="is damaged or cut short"):
+        run(copy)
+
+
+@pytest.mark.parametrize("name", ["manifest", "segment", "journal"])
+@pytest.mark.parametrize("kind", ["pickle", "npz", "npy"])
+def test_pickles_in_a_checkpoint_are_not_run(name, kind, copy, tmp_path):
+    mark, data = tmp_path / "pwned", io.BytesIO()
+    objects = np.array([Malicious(mark)], dtype=object)
+    if kind == "pickle":
+        pickle.dump(Malicious(mark), data)
+    else:
+        {"npz": np.savez, "npy": np.save}[kind](data, objects, allow_pickle=True)
+    next(copy.glob(f"{name}*")).write_bytes(data.getvalue())
+    if name == "journal":
+        run(copy)  # no whole record
+    else:
+        with pytest.raises(ValueError, match="is damaged or cut short"):
+            run(copy)
+    assert not mark.exists()
+    with open(next(p for p in [tmp_path / "proof"]), "wb") as proof:
+        pickle.dump(Malicious(mark), proof)
+    pickle.loads((tmp_path / "proof").read_bytes()).close()
+    assert mark.exists()  # the file would have done it
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_pickles_in_a_chain_are_not_run(suffix, whole, tmp_path):
+    whole.save(tmp_path / "run")
+    (tmp_path / f"run{suffix}").write_bytes(pickle.dumps(Malicious(tmp_path / "pwned")))
+    with pytest.raises(ValueError, match="`load` expected"):
+        nsflow.load(tmp_path / "run")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_segment_of_other_blocks_is_refused(copy):
+    segment = next(copy.glob("segment-*"))
+    save_file({"0" * 32: np.zeros(8, np.uint8)}, segment)
+    with pytest.raises(ValueError, match="is damaged or cut short"):
+        run(copy)
+
+
+WORDS = {
+    "pickle",
+    "allow_pickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "marshal",
+    "shelve",
+    "eval",
+    "exec",
+    "yaml",
+    "__import__",
+    "import_module",
+}
+
+
+def test_load_paths_hold_no_word_that_runs_code():
+    root = Path(nsflow.__file__).parent
+    for name in ("files", "results", "codec", "checkpoint", "journal"):
+        tokens = tokenize.generate_tokens(io.StringIO((root / f"{name}.py").read_text()).readline)
+        names = {token.string for token in tokens if token.type == tokenize.NAME}
+        assert not names & (WORDS), name
