@@ -108,7 +108,25 @@ def banana(d=20):
     return Problem(f"banana-{d}", priors, log_likelihood, -d // 2 * np.log(16.0 * 40.0), "analytic")
 
 
+def core():
+    """Half of the evidence on a thin shell in 4-d, half in a core of width 0.05 at its centre.
+
+    One draw of the prior in a hundred lies in the core's basin, and a scout that leaps out of it climbs the shell.
+    """
+    radius, width = 3.0, 0.02
+
+    def log_likelihood(x, xp=np):
+        r = xp.sqrt(xp.sum(x**2, axis=1))
+        shell = _normal(r[:, None], radius, width, xp) - np.log(2 * np.pi**2 * radius**3)
+        return xp.logaddexp(shell, _normal(x, 0.0, 0.05, xp))
+
+    # The shell's area is 2 pi^2 r^3, whose mean is that at the radius times 1 + 3 (width / radius)^2.
+    logz = np.log(2.0 + 3 * (width / radius) ** 2) - 4 * np.log(10.0)
+    return Problem("core-4", [Uniform(-5, 5)] * 4, log_likelihood, float(logz), "analytic")
+
+
 BUILDERS = {
+    "core-4": core,
     "slab-5": slab,
     "skilling-20": skilling,
     "skilling-10": lambda: skilling(10),
