@@ -77,7 +77,7 @@ def resident() -> float:
 def measure_long(num_calls: int) -> list[dict]:
     """Seconds of the processor and memory after each step of a run of a likelihood that costs next to nothing."""
     likelihood = as_likelihood(nsflow.HostLikelihood(vectorized, vectorized=True))
-    settings = nsflow.Settings(ess=10 * num_calls)
+    settings = nsflow.Settings(ess=num_calls)
     key = jax.random.key(0)
     state = nsflow.init(key, nsflow.Problem(likelihood, nsflow.Prior(PRIOR)), settings)
     rows, start, i = [], time.process_time(), 0

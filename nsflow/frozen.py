@@ -72,6 +72,8 @@ def _credits(rounds: Sequence[Batches], frozen: Batches) -> tuple[float, ...]:
     """
     log_weights, draws = frozen.log_weights, frozen.draws
     own = np.logaddexp.reduce(2 * log_weights)
+    if own == -np.inf:  # no evidence in the frozen draws tells nothing of the rounds
+        return (1.0,) * len(rounds)
     moments = [np.logaddexp.reduce(2 * log_weights + draws.log_Q - r.proposal.log_prob(draws.x)) for r in rounds]
     return tuple(float(np.exp(own - moment)) for moment in moments)
 

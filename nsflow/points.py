@@ -57,6 +57,7 @@ def join(first: Points, second: Points) -> Points:
     return Points(x, log_likelihood, log_prior, log_flows, is_prior, first.num_prior)
 
 
+SMALLEST = float(np.finfo(np.float64).tiny)
 HARDLY = -0.1  # log of the share of the prior mass beyond which a contour has hardly moved
 
 
@@ -89,7 +90,7 @@ def next_contour(points: Points, contour: float, *, compression: tuple[float, fl
     log_weights = truncate(points.log_prior_weights[above][order])
     weights = np.exp(log_weights - np.max(log_weights))
     mass = np.cumsum(weights)
-    ess = mass**2 / np.cumsum(weights**2)
+    ess = mass**2 / np.maximum(np.cumsum(weights**2), SMALLEST)
     last_of_plateau = np.append(log_likelihood[1:] < log_likelihood[:-1], True)
     log_mass = np.log(mass / mass[-1])
     wanted = last_of_plateau & (log_mass >= compression[0]) & (ess >= min_ess)

@@ -96,6 +96,8 @@ def fit(
     key_split, key_train = jax.random.split(key)
     order = np.random.default_rng(np.asarray(jax.random.key_data(key_split))).permutation(len(x))
     num_held_out = int(training.held_out * len(x))
+    if num_held_out == 0:  # too few to tell how good a surrogate is: with an error of a nat all draws pass
+        return empty
     # The flanks steer the proposals too: the root of the posterior weights, in training as in the error.
     log_matter = log_weights / 2
     held_out, kept = order[:num_held_out], order[num_held_out:]

@@ -315,3 +315,12 @@ def test_a_climb_that_meets_no_likelihood_finds_no_mode():
     found = scouting._search(replace(state, problem=gone), {0: 1.0, 1: 1.0})
     assert (found.summits, found.lost) == ((), ())
     assert found.num_calls > 0
+
+
+def test_frozen_draws_without_evidence_leave_the_rounds_their_credit():
+    """The ratio of the second moments is 0 / 0 then, and would make the evidence NaN."""
+    state = state_of(flat).add(FLOW)
+    gone = state.problem._replace(likelihood=nsflow.HostLikelihood(lambda p: -np.inf))
+    rounds = (no_batches(state, {1: 100}),)
+    _, frozen = extend(jax.random.key(0), replace(state, problem=gone), no_batches(state, {1: 50}))
+    assert frozen_phase._credits(rounds, frozen) == (1.0,)

@@ -142,3 +142,9 @@ def test_tempering_leaves_good_weights_alone_and_evens_out_bad_ones():
     assert effective_sample_size(bad) < 2
     assert 4 <= effective_sample_size(temper(bad, 4.0)) < 4.5
     np.testing.assert_array_equal(temper(bad, 11.0), 0.0)  # more than there are: all alike
+
+
+def test_highest_points_of_no_volume_have_no_effective_number():
+    """Squares of their weights underflow, and 0 / 0 is a warning."""
+    points = points_of([4, 3, 2, 1, 0], [-500, -500, 0, 0, 0])
+    assert next_contour(points, -np.inf, compression=ANY, min_ess=2.0).log_likelihood == 1.0

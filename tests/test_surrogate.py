@@ -89,3 +89,12 @@ def test_same_key_gives_the_same_surrogate():
     )
     np.testing.assert_array_equal(first, second)
     assert not np.array_equal(first, other)
+
+
+def test_few_points_make_a_surrogate_that_lets_every_draw_pass():
+    """As where the likelihood is zero at all but some draws of a round, in few dimensions and in many."""
+    for num_dims in (2, 8):
+        x = gaussian_points(4, num_dims)
+        fitted = surrogate.fit(jax.random.key(0), x, np.full(4, 3.0), np.zeros(4))
+        assert fitted.error == 1.0
+        np.testing.assert_array_equal(fitted(gaussian_points(5, num_dims)), 3.0)
