@@ -130,7 +130,7 @@ class AbstractPath(ABC):
             The coefficient, a scalar.
 
         References:
-            Kingma et al. (2021), *Variational Diffusion Models*, Eq. 20 (their time runs from data to noise).
+            Kingma et al. (2021), *Variational Diffusion Models*, whose time runs from data to noise.
         """
         (alpha, d_alpha), (sigma, d_sigma) = self._with_rates(t)
         return jnp.sqrt(2 * sigma * (d_alpha / alpha * sigma - d_sigma))

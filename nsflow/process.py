@@ -51,7 +51,7 @@ class AbstractLinearProcess(AbstractProcess):
         3.0
 
     References:
-        Karras et al. (2022), *Elucidating the Design Space of Diffusion-Based Generative Models*, Eqs. 9-12.
+        Karras et al. (2022), *Elucidating the Design Space of Diffusion-Based Generative Models*, Appendix B.1.
     """
 
     @abstractmethod
