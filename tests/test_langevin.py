@@ -32,6 +32,15 @@ def test_unadjusted_langevin_on_a_gaussian(step_size, temperature):
     np.testing.assert_allclose(x.var(axis=0), expected, rtol=5 * (2 / NUM) ** 0.5)
 
 
+def test_stationary_variance_without_chance():
+    """The step is linear on a Gaussian: its factor and its noise give v T / (1 - eta / 2v) to rounding."""
+    key, v, step_size, temperature = jax.random.key(0), 4.0, 0.5, 0.3
+    step = lambda x: unadjusted_langevin(key, lambda x: -x / v, x, step_size, temperature)  # noqa: E731
+    noise = float(step(jnp.zeros(1))[0] / jax.random.normal(key, (1,))[0])
+    factor = float(step(jnp.ones(1))[0] - step(jnp.zeros(1))[0])
+    assert noise**2 / (1 - factor**2) == pytest.approx(v * temperature / (1 - step_size / (2 * v)), rel=1e-4)
+
+
 def quartic_quantiles(x, temperature):
     """Distribution function of exp(-L/T), L = (x^2 - 1)^2 - x / 2."""
     grid = np.linspace(-3, 3, 6001)
