@@ -468,6 +468,9 @@ def test_journal_forgets_a_record_cut_short_and_keeps_those_before():
     values = writing.recall(rows, lambda piece: {"log_likelihood": rows[piece, 0] ** 2}, unit=4, grows=False)
     known, end = journal.read(b"".join(pieces)[:-3])
     assert end == len(pieces[0] + pieces[1])
+    changed = bytearray(b"".join(pieces))
+    changed[len(pieces[0]) + len(pieces[1]) - 1] ^= 1
+    assert journal.read(bytes(changed))[1] == len(pieces[0])
     calls = []
 
     def compute(piece):
