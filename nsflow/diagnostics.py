@@ -33,15 +33,16 @@ def diagnostics(result: Results) -> list[Diagnostic]:
         >>> [d.name for d in diagnostics(result) if not d.is_healthy]
         ['k-hat']
     """
-    target = result.settings.get("ess")
-    has_target = isinstance(target, int | float) and not isinstance(target, bool)
+    given = result.settings.get("ess")
+    has_target = isinstance(given, int | float) and not isinstance(given, bool)
+    target = float(given) if has_target else 100.0
     share, per_sample = result.max_weight_share, result.num_calls / result.ess if result.ess > 0 else float("inf")
     heaviest = share * result.ess  # as in nsflow.summary
     return [
         Diagnostic(
             "effective sample size",
             f"{result.ess:.0f}",
-            result.ess >= target if has_target else result.ess >= 100,
+            result.ess >= target,
             f"at least the target, {target:.0f}" if has_target else "at least some hundreds",
             "How many equally weighted posterior samples the draws are worth. Means are known to a deviation over its "
             "square root.",
