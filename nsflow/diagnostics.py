@@ -34,16 +34,15 @@ def diagnostics(result: Results) -> list[Diagnostic]:
         ['k-hat']
     """
     given = result.settings.get("ess")
-    has_target = isinstance(given, int | float) and not isinstance(given, bool)
-    target = float(given) if has_target else 100.0
+    target = float(given) if isinstance(given, int | float) and not isinstance(given, bool) else None
     share, per_sample = result.max_weight_share, result.num_calls / result.ess if result.ess > 0 else float("inf")
     heaviest = share * result.ess  # as in nsflow.summary
     return [
         Diagnostic(
             "effective sample size",
             f"{result.ess:.0f}",
-            result.ess >= target,
-            f"at least the target, {target:.0f}" if has_target else "at least some hundreds",
+            result.ess >= (100 if target is None else target),
+            "at least some hundreds" if target is None else f"at least the target, {target:.0f}",
             "How many equally weighted posterior samples the draws are worth. Means are known to a deviation over its "
             "square root.",
         ),
