@@ -18,6 +18,7 @@ from nsflow.precision import float64
 from nsflow.prior import Prior
 
 MAX_EVALUATIONS = 200  # of the gradient in one ascent; ten dimensions need forty
+MAX_CURVATURE = 1e16  # in latent units; differences cannot see more, and a mode of no width has no density
 STEP = 1e-4  # of finite differences, in latent units, where the prior has width one
 
 
@@ -214,5 +215,7 @@ def measure(
     steps = STEP * np.eye(len(centre))
     hessian = np.stack([(target(centre + h)[1] - target(centre - h)[1]) / (2 * STEP) for h in steps])
     curvatures, axes = np.linalg.eigh(-0.5 * (hessian + hessian.T))
-    covariance = (axes / np.maximum(curvatures, 1.0)) @ axes.T
-    return Mode(centre, log_density, np.reshape(widths, (-1, 1)) * np.linalg.cholesky(covariance))
+    # By QR, not Cholesky: of a cliff's curvature of 1e20 beside one of 1 rounding leaves no positive definite matrix.
+    root = np.linalg.qr((axes / np.sqrt(np.clip(curvatures, 1.0, MAX_CURVATURE))).T, mode="r")
+    scale = root.T * np.where(np.diag(root) < 0, -1.0, 1.0)
+    return Mode(centre, log_density, np.reshape(widths, (-1, 1)) * scale)

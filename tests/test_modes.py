@@ -96,6 +96,22 @@ def test_ascent_keeps_a_ridge_within_the_prior():
     np.testing.assert_allclose(mode.scale @ mode.scale.T, np.diag([0.01, 1.0]), atol=1e-4)
 
 
+def test_a_cliff_beside_a_ridge_has_a_width():
+    """Curvatures of 1e20 and 1 along slanted axes: rounding leaves no positive definite covariance, and hides the 1."""
+    axes = np.array([[0.6, 0.8], [-0.8, 0.6]])
+    curvatures = np.array([1e20, 1.0])
+
+    def target(x):
+        along = axes @ x
+        return float(-0.5 * along**2 @ curvatures), -axes.T @ (curvatures * along)
+
+    scale = measure(target, np.zeros(2), 0.0).scale
+    assert scale[0, 1] == 0
+    assert np.all(np.diag(scale) > 0)
+    assert np.linalg.norm(axes[0] @ scale) < 1e-7  # the cliff's, as far as a mode may be narrow
+    assert np.linalg.norm(axes[1] @ scale) < 1.001  # the prior's at most
+
+
 def test_ascent_survives_an_edge_of_zero_likelihood():
     def half(x):
         return (-np.inf, np.zeros(1)) if x[0] < 0 else (-x[0], -np.ones(1))
