@@ -67,6 +67,7 @@ def test_diabetes_example_runs_and_agrees_with_gaussian_algebra(tmp_path):
     assert (tmp_path / "diabetes.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_blackjax_example_runs_and_both_scripts_agree_with_gaussian_algebra():
     command = [sys.executable, str(ROOT / "examples" / "blackjax_drop_in.py")]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -81,6 +82,7 @@ def test_blackjax_example_runs_and_both_scripts_agree_with_gaussian_algebra():
     assert "ALARM" not in printed
 
 
+@pytest.mark.slow
 def test_two_moons_example_judges_every_method(tmp_path):
     """Densities lie between the Gaussian and the truth; draws lie on the moons, half of them on each."""
     command = [sys.executable, str(ROOT / "examples" / "two_moons.py"), "--quick", "--output", str(tmp_path)]

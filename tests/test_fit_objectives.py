@@ -68,7 +68,13 @@ def grid(low, high, n):
     return points, np.prod([axis[1] - axis[0] for axis in axes])
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+QUICK = {"flow matching", "denoising VP", "implicit", "action matching", "maximum likelihood"}
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [pytest.param(o, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, o in OBJECTIVES.items()],
+)
 def test_objective_teaches_a_density(objective):
     """Held-out log-density well above the Gaussian's of -2.05, and a density that integrates to one."""
     num_steps = 1600 if isinstance(objective, Conservative) else 400  # the gradient of a network learns slowly

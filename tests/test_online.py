@@ -119,6 +119,7 @@ def test_too_few_draws_above_the_contour_are_joined_by_the_next_below(contour, m
     assert np.min(pool.log_likelihood[used]) >= np.max(pool.log_likelihood[~used], initial=-np.inf)
 
 
+@pytest.mark.slow
 def test_training_on_weighted_draws_recovers_the_target():
     """Draws from a wide normal, weighted to a uniform square; false-alarm rate 1e-4."""
     x = jax.random.normal(jax.random.key(0), (16_000, 2), jnp.float32)

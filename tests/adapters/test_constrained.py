@@ -100,7 +100,9 @@ def apply(kernel, proposal_flow, seed, acceptance=1.0):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "curved" else name for name in FLOWS]
+)
 def test_constrained_prior_is_invariant(kernel, name):
     # A kernel that thinks itself poor makes the slice moves of a mixture.
     x_live, particles, moves = apply(KERNELS[kernel], FLOWS[name], seed=len(name), acceptance=0.01)
@@ -114,7 +116,7 @@ def test_constrained_prior_is_invariant(kernel, name):
 
 
 @pytest.mark.parametrize("kernel", ["independent", "mixture", "rejection"])
-@pytest.mark.parametrize("name", ["narrow", "shifted"])
+@pytest.mark.parametrize("name", ["narrow", pytest.param("shifted", marks=pytest.mark.slow)])
 def test_a_density_left_out_is_seen(kernel, name, monkeypatch):
     """The test above can fail: without the flow's density the proposals would be taken as they come."""
     propose = constrained._propose
