@@ -114,8 +114,8 @@ def allocate(state: State, size: int, others_share: float = MOST) -> dict[int, i
     Posterior rounds draw from a broad level and from the modes that scouting found as well.
     """
     *others, last = state.newest
-    few = round(state.settings.prior_share * size)
     wide = (PRIOR, broad_level(state), *state.modes) if state.phase is Phase.POSTERIOR else (PRIOR,)
+    few = min(round(state.settings.prior_share * size), size // (2 * len(set(wide))))  # half of it is left in any case
     shares = dict.fromkeys(wide, few) | dict.fromkeys(others, round(others_share * size))
     shares[last] = shares.get(last, 0) + size - sum(shares.values())
     return shares

@@ -92,7 +92,7 @@ def next_contour(points: Points, contour: float, *, compression: tuple[float, fl
     mass = np.cumsum(weights)
     ess = mass**2 / np.maximum(np.cumsum(weights**2), SMALLEST)
     last_of_plateau = np.append(log_likelihood[1:] < log_likelihood[:-1], True)
-    log_mass = np.log(mass / mass[-1])
+    log_mass = np.log(np.maximum(mass / mass[-1], SMALLEST))
     wanted = last_of_plateau & (log_mass >= compression[0]) & (ess >= min_ess)
     allowed = last_of_plateau & (log_mass >= compression[1])
     i = min(int(np.argmax(wanted)) if np.any(wanted) else len(mass) - 1, int(np.argmax(allowed)))

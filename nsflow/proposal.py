@@ -192,7 +192,7 @@ def optimal_weights(
     largest = np.max(log_q, axis=1)
     q = np.exp(log_q - largest[:, None])
     alpha = np.full(q.shape[1], 1 / q.shape[1])
-    for _ in range(num_iterations):
+    for _ in range(num_iterations if np.any(matters) else 0):
         log_ratio = log_moment - largest - 2 * np.log(q @ alpha)
         alpha = alpha * np.sqrt(q.T @ np.exp(log_ratio - np.max(log_ratio, initial=-np.inf)))
         alpha = np.maximum(alpha / np.sum(alpha), 1e-20)  # a component at zero could never return

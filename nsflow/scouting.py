@@ -16,6 +16,7 @@ from nsflow.state import PRIOR, Phase, State, StepInfo, describe, draw, log_mixt
 NUM_CLIMBERS = 5  # ascents between two looks at the components, whose densities are cheaper for many points at once
 MIN_SHARE = 1e-3  # of the evidence, by Laplace's approximation, that makes a mode worth a component
 PATIENCE = 1000.0  # draws from the prior for each that hits a mode once, times the share of the evidence that it has
+ENDLESS = 100.0  # nats of a ratio beyond which it is as large as can be; a mode of 1000 sigma more would overflow
 MISSED = 0.5  # effective points with which a mode counts as missed
 MIN_COVERAGE = 20.0  # effective points without which a mode counts as lost: of the eggbox's, one with 8 stayed lost
 
@@ -119,7 +120,7 @@ def _search(state: State, starts: dict[int, float]) -> Search:
             new.append(mode)
             rarity.append(starts[start])
         coverage = _coverage(state, new)
-        share = np.exp(np.array([mode.log_evidence for mode in new]) - logZ)
+        share = np.exp(np.minimum([mode.log_evidence - logZ for mode in new], ENDLESS))
         matters = share > MIN_SHARE
         lost = tuple(mode for mode, is_lost in zip(new, matters & (coverage < MIN_COVERAGE), strict=True) if is_lost)
         wanted = (PATIENCE * np.array(rarity) * share)[matters & (coverage < MISSED)]
@@ -143,7 +144,8 @@ def _coverage(state: State, modes: list[Mode]) -> np.ndarray:
     centres = np.stack([mode.centre for mode in modes])
     log_prior = np.asarray(state.problem.prior.latent_log_prob(centres))
     log_Q = np.logaddexp(log_mixture(state, centres), np.log(state.points.num_prior) + log_prior)
-    return np.exp([mode.log_evidence - (mode.log_density - q) for mode, q in zip(modes, log_Q, strict=True)])
+    log_coverage = [mode.log_evidence - (mode.log_density - q) for mode, q in zip(modes, log_Q, strict=True)]
+    return np.exp(np.minimum(log_coverage, ENDLESS))
 
 
 def _is_within(centre: np.ndarray, mode: Mode) -> bool:

@@ -47,6 +47,13 @@ def test_every_wrong_output_is_refused_at_once_or_ends_the_run(fault, vectorized
     assert late == ("finished" if harmless else "failed late")
 
 
+def test_a_mode_far_above_what_the_ladder_saw_overflows_nothing():
+    """Of a run that is stopped by a failure after its first climb; warnings are errors here."""
+    behaviour = {"scale": 1000.0, "offset": 1.0, "fault": "object", "share": 0.99, "late": 1000, "derived": True}
+    calls = {"max_calls": 2500, "ess": 138.84723834457063, "seed": 24081}
+    assert FUZZ["attempt"](case("normal", behaviour, calls)) in ("failed late", "capped")
+
+
 def test_the_verdict_is_no_rubber_stamp():
     """A bare error from inside is not taken for a clear one."""
     with pytest.raises(TypeError, match="unexpected keyword argument"):

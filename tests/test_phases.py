@@ -61,6 +61,16 @@ def test_batch_is_shared_between_prior_broad_level_and_newest(phase, trainings, 
     assert components.allocate(state, 1000) == expected
 
 
+@pytest.mark.parametrize("prior_share", [0.3, 0.5])
+def test_a_large_share_of_the_prior_leaves_the_newest_component_its_draws(prior_share):
+    """The prior, a broad level, a mode and kernels would take 1.3 and 1.9 of a batch."""
+    state = state_of(flat, prior_share=prior_share).add_trained(FLOW, FLOW).add(FLOW).add_trained(FLOW, FLOW)
+    state = replace(state, phase=Phase.POSTERIOR, contours=(-np.inf, 0.0, 1.0), modes=(3,))
+    shares = components.allocate(state, 1000)
+    assert min(shares.values()) >= 100
+    assert sum(shares.values()) == 1000
+
+
 @pytest.mark.parametrize(
     ("num_batches", "ess", "missing", "expected"),
     [

@@ -193,6 +193,12 @@ def test_draws_of_no_likelihood_and_components_of_no_density_do_no_harm():
     assert alpha.sum() == pytest.approx(1)
 
 
+def test_weights_without_any_target_are_equal_beyond_their_floor():
+    log_q, nothing = np.zeros((5, 2)), np.full(5, -np.inf)
+    weights = optimal_weights(log_q, nothing, np.zeros(5), floor=np.array([0.2, 0.0]))
+    np.testing.assert_allclose(weights, [0.6, 0.4])
+
+
 def test_small_weights_are_kept_where_they_are_all_there_is():
     """A tenth of the target in a hundred parts of 0.001; a component that none of it needs goes."""
     target = np.array([0.9, *np.full(100, 0.001), 0.0])
