@@ -216,6 +216,6 @@ def measure(
     hessian = np.stack([(target(centre + h)[1] - target(centre - h)[1]) / (2 * STEP) for h in steps])
     curvatures, axes = np.linalg.eigh(-0.5 * (hessian + hessian.T))
     # By QR, not Cholesky: of a cliff's curvature of 1e20 beside one of 1 rounding leaves no positive definite matrix.
-    root = np.linalg.qr((axes / np.sqrt(np.clip(curvatures, 1.0, MAX_CURVATURE))).T, mode="r")
+    root = np.asarray(np.linalg.qr((axes / np.sqrt(np.clip(curvatures, 1.0, MAX_CURVATURE))).T, mode="r"))
     scale = root.T * np.where(np.diag(root) < 0, -1.0, 1.0)
     return Mode(centre, log_density, np.reshape(widths, (-1, 1)) * scale)
