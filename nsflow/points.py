@@ -58,6 +58,7 @@ def join(first: Points, second: Points) -> Points:
 
 
 SMALLEST = float(np.finfo(np.float64).tiny)
+LARGEST = 700.0  # nats; the exponential of more overflows
 HARDLY = -0.1  # log of the share of the prior mass beyond which a contour has hardly moved
 
 
@@ -112,7 +113,8 @@ def evidence_share(points: Points, contour: float) -> float:
 def highest_share(points: Points, above: Bool[np.ndarray, " n"]) -> float:
     """Share of the evidence that some points would hold if all the prior mass there had the highest likelihood."""
     highest = np.max(points.log_likelihood) + np.logaddexp.reduce(points.log_prior_weights[above])
-    return float(np.exp(highest - np.logaddexp.reduce(points.log_posterior_weights)))
+    log_share = highest - np.logaddexp.reduce(points.log_posterior_weights)
+    return float(np.exp(np.minimum(log_share, LARGEST)))
 
 
 def truncate(log_weights: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nsflow.evidence import effective_sample_size
-from nsflow.points import Points, evidence_share, join, next_contour, temper, truncate
+from nsflow.points import Points, evidence_share, highest_share, join, next_contour, temper, truncate
 
 ANY = (np.log(1e-9), 0.0)
 
@@ -142,6 +142,12 @@ def test_tempering_leaves_good_weights_alone_and_evens_out_bad_ones():
     assert effective_sample_size(bad) < 2
     assert 4 <= effective_sample_size(temper(bad, 4.0)) < 4.5
     np.testing.assert_array_equal(temper(bad, 11.0), 0.0)  # more than there are: all alike
+
+
+def test_evidence_that_may_lie_endlessly_high_overflows_nothing():
+    """The highest point has no volume, and the others may all be as high as it."""
+    points = points_of([2000, 0, 0], [-5000, 0, 0])
+    assert highest_share(points, np.ones(3, bool)) == pytest.approx(np.exp(700.0))
 
 
 def test_highest_points_of_no_volume_have_no_effective_number():
