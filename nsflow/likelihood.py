@@ -24,7 +24,7 @@ from nsflow.batch import (
 )
 from nsflow.failure import LikelihoodError, describe, same_type
 from nsflow.host import HostLikelihood, evaluate_host
-from nsflow.journal import Recorded, Stopped, bare
+from nsflow.journal import Recorded, bare
 from nsflow.precision import float64
 from nsflow.prior import RESERVED
 
@@ -146,12 +146,7 @@ def evaluate(likelihood: Likelihood, params: Params) -> Evaluation:
         {'a': array([-1.])}
     """
     host = as_numpy(params)
-    try:
-        values, derived = _recorded(likelihood, host) if isinstance(likelihood, Recorded) else _values(likelihood, host)
-    except (LikelihoodError, Stopped):
-        raise
-    except Exception as error:
-        raise LikelihoodError(str(error)) from error.__cause__ or error
+    values, derived = _recorded(likelihood, host) if isinstance(likelihood, Recorded) else _values(likelihood, host)
     if np.any(values > LARGEST):
         first = np.flatnonzero(values > LARGEST)[:1]
         point = rows(host, first)
