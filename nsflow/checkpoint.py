@@ -2,10 +2,9 @@
 
 `manifest` says what the run is and where it stands; each `segment-*` holds the blocks of its arrays that were new at
 that checkpoint; `journal-*` the likelihoods evaluated since the manifest; `lock` is held while a run writes.
-A manifest is replaced at once, after all that it names is on disk. The home of safetensors.
+A manifest is replaced at once, after all that it names is on disk.
 """
 
-import json
 import os
 import re
 import time
@@ -13,29 +12,33 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, final
+from typing import Any, BinaryIO, final
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from nsflow.codec import Encoder, NotStorable, decode, given_by
 from nsflow.estimator import AbstractEstimator
 from nsflow.files import write_bytes
 from nsflow.journal import Columns, Journal, Recorded, bare, read
 from nsflow.likelihood import evaluate
+from nsflow.manifest import (
+    MANIFEST,
+    Manifest,
+    damaged,
+    read_bytes,
+    read_manifest,
+    read_segment,
+    write_manifest,
+    write_segment,
+)
 from nsflow.prior import Prior
 from nsflow.start import Start
 from nsflow.state import Problem, Settings, State, StepInfo
 from nsflow.velocity import Architecture
 
-FORMAT = "nsflow checkpoint"
-FORMAT_VERSION = 1
-MANIFEST = "manifest"
 LOCK = "lock"
 OURS = re.compile(r"manifest|lock|(segment|journal)-\d+|\..*\.tmp")
 INTERVAL = 5.0  # seconds between two checkpoints, or twenty times what one takes
@@ -43,17 +46,6 @@ SYNC = 1.0  # seconds between two times that the journal is forced to disk
 MAX_SEGMENTS = 64  # files; beyond, and where half of their bytes are out of date, all is written anew
 FREE = ("ess", "logZ_err", "max_calls", "max_seconds", "max_levels")  # settings that may change from call to call
 NUM_COMPARED = 3  # points at which the likelihood is compared with the checkpoint's
-
-
-class Manifest(NamedTuple):
-    """What the file of that name says."""
-
-    run: dict[str, Any]  # what must be the same: version, seed, settings, prior
-    likelihood: dict[str, Any] | None  # values at some points; None before the first draws are evaluated
-    nodes: list[list[Any]]  # of the state and the trace
-    root: int
-    segments: dict[str, list[str]]  # file -> keys of its blocks, in order
-    journal: str
 
 
 @final
@@ -92,16 +84,16 @@ class Checkpoint:
         Raises:
             ValueError: If it is damaged, or another problem, seed, setting or version than this call's.
         """
-        manifest = _read_manifest(self.path)
+        manifest = read_manifest(self.path)
         _compare(self.path, manifest.run, self.identity)
         self.manifest = manifest
         self._number = int(manifest.journal.split("-")[1])
         blocks: dict[str, bytes] = {}
         for name, keys in manifest.segments.items():
-            blocks |= _read_segment(self.path / name, keys)
+            blocks |= read_segment(self.path / name, keys)
             self._sizes[name] = (self.path / name).stat().st_size
         journal = _journal(self.problem)
-        journal.known, _ = read(_read_bytes(self.path / manifest.journal))
+        journal.known, _ = read(read_bytes(self.path / manifest.journal))
         if manifest.root < 0:
             journal.check = self._check_first
             return None
@@ -109,7 +101,7 @@ class Checkpoint:
             given = given_by(self.problem, self.settings)
             state, trace = decode(manifest.nodes, manifest.root, given, blocks.__getitem__)
         except Exception as error:
-            raise _damaged(self.path / MANIFEST, f"{type(error).__name__}: {error}") from None
+            raise damaged(self.path / MANIFEST, f"{type(error).__name__}: {error}") from None
         self.likelihood = manifest.likelihood
         self._check_likelihood(state)
         self._phase, self._num_steps = state.phase, len(trace)
@@ -184,13 +176,13 @@ class Checkpoint:
         segments = {name: keys for name, keys in old.items() if any(encoder.blocks.get(k, b"") is None for k in keys)}
         if new:
             name = f"segment-{number}"
-            self._sizes[name] = _write_segment(self.path / name, new)
+            self._sizes[name] = write_segment(self.path / name, new)
             segments[name] = list(new)
         journal = f"journal-{number}"
         write_bytes(self.path / journal, b"".join(_journal(self.problem).pending))
         nodes = "[" + ",".join(encoder.nodes) + "]"
         manifest = Manifest(self.identity, self.likelihood, [], root, segments, journal)
-        _write_manifest(self.path, manifest, nodes)
+        write_manifest(self.path, manifest, nodes)
         self.manifest, self._number = manifest, number
         self._sizes = {name: self._sizes[name] for name in segments}
         self._open_journal(journal)
@@ -198,7 +190,7 @@ class Checkpoint:
     def _open_journal(self, name: str) -> None:
         self.close()
         # A record cut short by a kill would hide those that follow it.
-        _, whole = read(_read_bytes(self.path / name))
+        _, whole = read(read_bytes(self.path / name))
         self._journal = open(self.path / name, "r+b")
         self._journal.truncate(whole)
         self._journal.seek(whole)
@@ -300,7 +292,7 @@ def load_state(path: str | os.PathLike[str], problem: Problem, settings: Setting
     folder = Path(path)
     if not (folder / MANIFEST).is_file():
         raise ValueError(f"expected the folder of a checkpoint; there is none at {folder}. Give the path of a run.")
-    run = _read_manifest(folder).run
+    run = read_manifest(folder).run
     checkpoint = Checkpoint(folder, problem, settings, run["seed"])
     checkpoint.identity["start"] = run.get("start")
     saved = checkpoint.restore()
@@ -372,7 +364,7 @@ def _check_path(folder: Path) -> bool:
             "Nothing was written. Give another path."
         )
     if folder.is_dir() and any(re.match("segment|journal-[2-9]", entry.name) for entry in folder.iterdir()):
-        raise _damaged(folder / MANIFEST, "it is missing")
+        raise damaged(folder / MANIFEST, "it is missing")
     return False
 
 
@@ -390,62 +382,6 @@ def _acquire(lock: BinaryIO, folder: Path) -> None:
         ) from None
     except OSError:  # a file system without locks
         pass
-
-
-# ------------------------------------------------------------- files
-
-
-def _write_segment(path: Path, blocks: dict[str, bytes]) -> int:
-    data = save({key: np.frombuffer(block, np.uint8) for key, block in blocks.items()})
-    write_bytes(path, data)
-    return len(data)
-
-
-def _read_segment(path: Path, keys: list[str]) -> dict[str, bytes]:
-    try:
-        blocks = {key: block.tobytes() for key, block in load(_read_bytes(path)).items()}
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise _damaged(path, str(error)) from None
-    for key in keys:
-        if key not in blocks or blake2b(blocks[key], digest_size=16).hexdigest() != key:
-            raise _damaged(path, f"block {key} is missing or has changed")
-    return blocks
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise _damaged(path, "it is missing") from None
-
-
-def _write_manifest(folder: Path, manifest: Manifest, nodes: str) -> None:
-    head = json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **manifest._asdict(), "nodes": None})
-    text = head + "\n" + nodes
-    write_bytes(folder / MANIFEST, (text + "\n" + _digest(text)).encode())
-
-
-def _read_manifest(folder: Path) -> Manifest:
-    path = folder / MANIFEST
-    try:
-        head, nodes, digest = _read_bytes(path).decode().split("\n")
-        document = json.loads(head)
-    except ValueError as error:
-        raise _damaged(path, str(error)) from None
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise _damaged(path, "it does not say that it is one")
-    if document.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"The checkpoint {folder} has format version {document.get('format_version')!r}, and this nsflow reads "
-            f"version {FORMAT_VERSION}. Go on with the version that wrote it, or give another path."
-        )
-    if digest != _digest(head + "\n" + nodes):
-        raise _damaged(path, "its checksum is another")
-    return Manifest(**{name: document[name] for name in Manifest._fields if name != "nodes"}, nodes=json.loads(nodes))
-
-
-def _digest(text: str) -> str:
-    return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 # ------------------------------------------------------------- what must be the same
@@ -515,13 +451,6 @@ def _mismatch(folder: Path, difference: str, name: str) -> ValueError:
     return ValueError(
         f"The checkpoint {folder} belongs to another run: expected {difference}. Nothing was changed. Give the same "
         f"{name} to go on with it, or another path for `checkpoint` to start anew."
-    )
-
-
-def _damaged(path: Path, what: str) -> ValueError:
-    return ValueError(
-        f"The checkpoint's file {path} is damaged or cut short ({what}). Restore the folder from a copy, or give "
-        "another path for `checkpoint` to start anew. Nothing was changed."
     )
 
 

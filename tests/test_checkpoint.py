@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from scipy import special
 
 import nsflow
-from nsflow import checkpoint, codec, journal
+from nsflow import checkpoint, codec, journal, manifest
 from nsflow.action_matching import ActionMatching
 from nsflow.base import EdgedBall
 from nsflow.energy import Conservative
@@ -253,7 +253,7 @@ def test_another_version_is_refused(copy, monkeypatch):
     with pytest.raises(ValueError, match=r"expected version of nsflow '9.9', this call's; got '"):
         run(copy)
     monkeypatch.undo()
-    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(manifest, "FORMAT_VERSION", 2)
     with pytest.raises(ValueError, match="format version 1, and this nsflow reads version 2"):
         run(copy)
 
@@ -318,7 +318,8 @@ def test_full_disk_is_a_warning_and_the_run_keeps_its_result(whole, tmp_path, mo
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(path, data)
 
-    monkeypatch.setattr(checkpoint, "write_bytes", full)
+    for module in (checkpoint, manifest):
+        monkeypatch.setattr(module, "write_bytes", full)
     with pytest.warns(RuntimeWarning, match="No space left on device"):
         assert run(tmp_path / "run.nsflow") == whole
     assert len(written) > 9
@@ -501,7 +502,7 @@ def rewrite(path, change):
     head, nodes, _ = (path / "manifest").read_text().split("\n")
     head, nodes = change(json.loads(head), json.loads(nodes))
     text = json.dumps(head) + "\n" + json.dumps(nodes)
-    (path / "manifest").write_text(text + "\n" + checkpoint._digest(text))
+    (path / "manifest").write_text(text + "\n" + manifest.digest_of(text))
 
 
 EVIL_NODES = [
@@ -584,7 +585,7 @@ WORDS = {
 
 def test_load_paths_hold_no_word_that_runs_code():
     root = Path(nsflow.__file__).parent
-    for name in ("files", "results", "codec", "checkpoint", "journal"):
+    for name in ("files", "results", "codec", "manifest", "checkpoint", "journal"):
         tokens = tokenize.generate_tokens(io.StringIO((root / f"{name}.py").read_text()).readline)
         names = {token.string for token in tokens if token.type == tokenize.NAME}
         assert not names & (WORDS), name

@@ -17,7 +17,7 @@ ORDER = (
     "energy", "langevin", "sde", "surrogate", "online",
     "evidence", "kernels", "wide", "proposal", "estimator", "thinning", "points", "fresh", "state", "progress",
     "components", "ladder", "scouting", "posterior", "frozen",
-    "volumes", "files", "results", "summary", "start", "codec", "checkpoint", "merge", "sampler",
+    "volumes", "files", "results", "summary", "start", "codec", "manifest", "checkpoint", "merge", "sampler",
     "plots", "diagnostics", "tables", "report", "terminal", "__main__",
 )  # fmt: skip
 HOMES = {
@@ -30,7 +30,7 @@ HOMES = {
     "anesthetic": {"results", "plots"},
     "pandas": {"results"},
     "sklearn": {"estimator"},
-    "safetensors": {"checkpoint"},
+    "safetensors": {"manifest"},
     "flowjax": set(),
     "blackjax": set(),
 }

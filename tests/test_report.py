@@ -13,8 +13,6 @@ from nsflow import plots, report
 from nsflow.report import MAX_STEPS, render
 from tests.test_plots import TRACE, gaussian
 
-pytest.importorskip("jinja2")
-
 VOID = {"meta", "source", "img"}
 
 
