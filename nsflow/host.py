@@ -8,6 +8,7 @@ import numpy as np
 
 from nsflow.batch import Values, join_values, name_of, num_points, require_callable, rows, show, show_shapes, split
 from nsflow.failure import Failure, LikelihoodError, Lost, explain, portable
+from nsflow.interrupt import leave_to_parent
 from nsflow.workers import Workers
 
 
@@ -156,6 +157,8 @@ class _Task:
 
     def __call__(self, chunk: dict[str, np.ndarray]) -> Values | Failure:
         """Return the values of the chunk, shape (n,), or what was raised instead."""
+        if self.is_sent:
+            leave_to_parent()
         try:
             return self._at_once(chunk) if self.vectorized else self._one_by_one(chunk)
         except Exception as error:

@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT during a run: asked to stop, it stops between two batches instead of losing its work."""
 
+import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator
@@ -47,3 +48,18 @@ def listen() -> Iterator[Interrupt]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def leave_to_parent() -> None:
+    """In a process of a pool, ignore the first SIGINT, which a terminal sends to its whole group.
+
+    The parent decides what becomes of the work. The second SIGINT is a KeyboardInterrupt there as here.
+
+    Example:
+        >>> leave_to_parent()  # this process has no parent
+        >>> signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        True
+    """
+    is_worker = multiprocessing.parent_process() and threading.current_thread() is threading.main_thread()
+    if is_worker and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, Interrupt().handle)

@@ -4,6 +4,9 @@ import concurrent.futures
 import multiprocessing
 import os
 import re
+import signal
+import subprocess
+import sys
 import time
 from functools import partial
 
@@ -236,3 +239,30 @@ def test_a_worker_that_dies_in_a_run_costs_nothing(tmp_path):
         result = nsflow.run(HostLikelihood(mortal, vectorized=True, pool=pool), prior(), settings=settings)
     assert os.listdir(tmp_path) == ["top"]
     assert result == nsflow.run(HostLikelihood(square, vectorized=True), prior(), settings=settings)
+
+
+NUM_CALLS = iter(range(10**6))  # of a worker
+
+
+def presses_control_c(folder, params):
+    """A terminal sends SIGINT to its whole group, the run and all of its workers; here after the draws of the prior."""
+    if next(NUM_CALLS) > 500 and first_time(folder, {"a": "pressed"}):
+        os.killpg(0, signal.SIGINT)
+    return square(params)
+
+
+def run_interrupted(name, folder):
+    """What the test below runs as a process of its own."""
+    with MAKERS[name]() as pool:
+        likelihood = HostLikelihood(partial(presses_control_c, folder), pool=pool)
+        result = nsflow.run(likelihood, prior(), settings=nsflow.Settings(ess=500, num_prior=500, num_live=200))
+    print(result.stop_reason, os.listdir(folder))
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_control_c_reaches_the_run_and_not_its_workers(name, tmp_path):
+    code = f"from tests.test_workers import run_interrupted; run_interrupted({name!r}, {str(tmp_path)!r})"
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, start_new_session=True, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.stdout == "interrupted ['pressed']\n", ended.stderr
+    assert "Traceback" not in ended.stderr
