@@ -11,8 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, final
 
@@ -22,8 +21,8 @@ import numpy as np
 from nsflow.codec import Encoder, NotStorable, decode, given_by
 from nsflow.estimator import AbstractEstimator
 from nsflow.files import write_bytes
-from nsflow.journal import Columns, Journal, Recorded, bare, read
-from nsflow.likelihood import evaluate
+from nsflow.identity import fingerprint, identify, recheck, require_same, require_same_likelihood
+from nsflow.journal import Columns, Journal, Recorded, read
 from nsflow.manifest import (
     MANIFEST,
     Manifest,
@@ -34,7 +33,6 @@ from nsflow.manifest import (
     write_manifest,
     write_segment,
 )
-from nsflow.prior import Prior
 from nsflow.start import Start
 from nsflow.state import Problem, Settings, State, StepInfo
 from nsflow.velocity import Architecture
@@ -44,8 +42,6 @@ OURS = re.compile(r"manifest|lock|(segment|journal)-\d+|\..*\.tmp")
 INTERVAL = 5.0  # seconds between two checkpoints, or twenty times what one takes
 SYNC = 1.0  # seconds between two times that the journal is forced to disk
 MAX_SEGMENTS = 64  # files; beyond, and where half of their bytes are out of date, all is written anew
-FREE = ("ess", "logZ_err", "max_calls", "max_seconds", "max_levels")  # settings that may change from call to call
-NUM_COMPARED = 3  # points at which the likelihood is compared with the checkpoint's
 
 
 @final
@@ -64,7 +60,7 @@ class Checkpoint:
         self.path = path
         self.problem = problem
         self.settings = settings
-        self.identity = {**_identity(problem.prior, settings, seed), "start": start.digest() if start else None}
+        self.identity = identify(problem.prior, settings, seed, start)
         self.likelihood: dict[str, Any] | None = None
         self.manifest: Manifest | None = None
         self._number = 0
@@ -85,7 +81,7 @@ class Checkpoint:
             ValueError: If it is damaged, or another problem, seed, setting or version than this call's.
         """
         manifest = read_manifest(self.path)
-        _compare(self.path, manifest.run, self.identity)
+        require_same(self.path, manifest.run, self.identity)
         self.manifest = manifest
         self._number = int(manifest.journal.split("-")[1])
         blocks: dict[str, bytes] = {}
@@ -103,7 +99,8 @@ class Checkpoint:
         except Exception as error:
             raise damaged(self.path / MANIFEST, f"{type(error).__name__}: {error}") from None
         self.likelihood = manifest.likelihood
-        self._check_likelihood(state)
+        if self.likelihood is not None:
+            recheck(self.path, self.likelihood, state)
         self._phase, self._num_steps = state.phase, len(trace)
         return replace(state, settings=self.settings), list(trace)
 
@@ -142,7 +139,7 @@ class Checkpoint:
         began = time.monotonic()
         try:
             if self.likelihood is None:
-                self.likelihood = self._fingerprint(state)
+                self.likelihood = fingerprint(state)
             encoder = Encoder(given_by(self.problem, self.settings), self._stored())
             root = encoder.encode((state, tuple(trace)))
             if self._is_wasteful(encoder):
@@ -237,42 +234,10 @@ class Checkpoint:
             except OSError:  # a full disk: what could not be flushed is lost
                 pass
 
-    # ------------------------------------------------------------- the likelihood
-
-    def _fingerprint(self, state: State) -> dict[str, Any]:
-        """Values at the first draws, and how far a second evaluation is from the first: rounding, or noise."""
-        rows = np.argsort(~np.isfinite(state.points.log_likelihood[: state.points.num_prior]), kind="stable")
-        rows = rows[:NUM_COMPARED]
-        first, second = state.points.log_likelihood[rows], self._values(state, rows)
-        with np.errstate(invalid="ignore"):
-            noise = np.max(np.nan_to_num(np.abs(second - first)), initial=0.0)
-        return {"rows": rows.tolist(), "values": second.tolist(), "noise": float(noise)}
-
-    def _values(self, state: State, rows: np.ndarray) -> np.ndarray:
-        params = state.problem.prior.forward(state.points.x[rows])
-        return evaluate(bare(self.problem.likelihood), params).log_likelihood
-
-    def _check_likelihood(self, state: State) -> None:
-        """Refuse the checkpoint of another likelihood."""
-        if self.likelihood is None:
-            return
-        rows, there = np.array(self.likelihood["rows"]), np.array(self.likelihood["values"])
-        here = self._values(state, rows)
-        self._compare_likelihood(there, here, self.likelihood["noise"])
-
     def _check_first(self, there: dict[str, float], here: Columns) -> None:
-        """The same where a run was killed before it had a state."""
-        self._compare_likelihood(np.array([there["log_likelihood"]]), here["log_likelihood"], 0.0)
-
-    def _compare_likelihood(self, there: np.ndarray, here: np.ndarray, noise: float) -> None:
-        with np.errstate(invalid="ignore"):
-            is_near = np.abs(here - there) <= 1e-7 * np.maximum(1.0, np.abs(there)) + 10 * noise
-        differs = (here != there) & ~is_near & ~(np.isnan(here) & np.isnan(there))
-        if np.any(differs):
-            i = int(np.argmax(differs))
-            raise _mismatch(
-                self.path, f"a log-likelihood of {there[i]} at one of its draws; got {here[i]} there now", "likelihood"
-            )
+        """Refuse another likelihood where a run was killed before it had a state."""
+        values = np.array([there["log_likelihood"]]), here["log_likelihood"]
+        require_same_likelihood(self.path, *values, noise=0.0)
 
 
 def load_state(path: str | os.PathLike[str], problem: Problem, settings: Settings) -> tuple[State, int]:
@@ -384,48 +349,6 @@ def _acquire(lock: BinaryIO, folder: Path) -> None:
         pass
 
 
-# ------------------------------------------------------------- what must be the same
-
-
-def _identity(prior: Prior, settings: Settings, seed: int) -> dict[str, Any]:
-    """Version, seed, settings, and the prior at three of its draws."""
-    x = np.asarray(prior.latent_sample(jax.random.key(0), NUM_COMPARED))
-    params = {name: np.asarray(value) for name, value in prior.forward(x).items()}
-    return {
-        "version": version("nsflow"),
-        "seed": seed,
-        "settings": {f.name: _text(getattr(settings, f.name)) for f in fields(settings) if f.name not in FREE},
-        "parameters": {name: list(shape) for name, shape in prior.shapes.items()},
-        "prior": [
-            x.ravel().tolist(),
-            np.concatenate([value.ravel() for value in params.values()]).tolist(),
-            np.asarray(prior.latent_log_prob(x)).tolist(),
-        ],
-    }
-
-
-def _text(value: Any) -> str:
-    """What is shown of a setting; where an object is in memory says nothing."""
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
-
-
-def _compare(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    """Refuse the checkpoint of another run, and say in what it differs."""
-    for name, what in (("version", "version of nsflow"), ("seed", "seed"), ("parameters", "parameters of the prior")):
-        if there.get(name) != here[name]:
-            raise _mismatch(folder, f"{what} {here[name]!r}, this call's; got {there.get(name)!r}", name)
-    settings = there.get("settings", {})
-    for name, value in here["settings"].items():
-        if settings.get(name) != value:
-            raise _mismatch(folder, f"`{name}` = {value}, this call's; got {settings.get(name)}", "settings")
-    if there.get("start") != here["start"]:
-        raise _mismatch(folder, "the samples of this call's `start`; got a run that had others, or none", "start")
-    same = [np.shape(a) == np.shape(b) and np.allclose(a, b, 1e-9, 1e-12, equal_nan=True)
-            for a, b in zip(there["prior"], here["prior"], strict=True)]  # fmt: skip
-    if not all(same):
-        raise _mismatch(folder, "the prior of this call; got one that differs at its first draws", "prior")
-
-
 def _demand_storable(problem: Problem, settings: Settings) -> None:
     """Refuse settings that make what a checkpoint cannot hold, by making a small one of each kind."""
     given = given_by(problem, settings)
@@ -445,13 +368,6 @@ def _demand_storable(problem: Problem, settings: Settings) -> None:
             f"`checkpoint` expected settings whose proposals can be stored; got {error}. Make it a dataclass of "
             "arrays, numbers and parts of nsflow and name it by `nsflow.codec.register`; or run without a checkpoint."
         ) from error
-
-
-def _mismatch(folder: Path, difference: str, name: str) -> ValueError:
-    return ValueError(
-        f"The checkpoint {folder} belongs to another run: expected {difference}. Nothing was changed. Give the same "
-        f"{name} to go on with it, or another path for `checkpoint` to start anew."
-    )
 
 
 def _unwritable(folder: Path, error: OSError) -> OSError:

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from scipy import special
 
 import nsflow
-from nsflow import checkpoint, codec, journal, manifest
+from nsflow import checkpoint, codec, identity, journal, manifest
 from nsflow.action_matching import ActionMatching
 from nsflow.base import EdgedBall
 from nsflow.energy import Conservative
@@ -249,7 +249,7 @@ def test_another_run_is_refused(options, message, copy):
 
 
 def test_another_version_is_refused(copy, monkeypatch):
-    monkeypatch.setattr(checkpoint, "version", lambda _: "9.9")
+    monkeypatch.setattr(identity, "version", lambda _: "9.9")
     with pytest.raises(ValueError, match=r"expected version of nsflow '9.9', this call's; got '"):
         run(copy)
     monkeypatch.undo()
