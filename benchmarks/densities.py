@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from scipy import integrate, special, stats
 
@@ -147,8 +148,6 @@ def shortened(estimator: Any) -> Any:
 
 def fit_cell(name: str, size: int, method: str) -> None:
     """One method on one target."""
-    import jax
-
     z, log_density = posterior(name, NUM_TEST + size)
     held_out, points = z[:NUM_TEST], z[NUM_TEST:]
     estimator = methods()[method]
@@ -278,6 +277,7 @@ def main() -> None:
             for method in wanted:
                 if (name, last, method) not in done:
                     run_cell(name, method, last) if args.runs else fit_cell(name, last, method)
+                    jax.clear_caches()  # a process may map 65 530 pieces of memory: the programs of fifty fits
 
 
 if __name__ == "__main__":

@@ -136,7 +136,9 @@ def check_progress(progress: object) -> None:
 
 
 @contextmanager
-def watching(progress: bool | Listener, settings: Settings) -> Iterator[Callable[[Sequence[StepInfo]], None]]:
+def watching(
+    progress: bool | Listener, settings: Settings, num_within: Callable[[], int] = lambda: 0
+) -> Iterator[Callable[[Sequence[StepInfo]], None]]:
     """Log every step, and show it or hand it on, until the run ends.
 
     The logger is "nsflow", the level INFO. Nothing that a display or a function raises ends the run: the first mistake
@@ -146,11 +148,12 @@ def watching(progress: bool | Listener, settings: Settings) -> Iterator[Callable
         progress: True for a display on standard error where that is an interactive terminal, False for none, or a
             function that is called with the :class:`Progress` of every step.
         settings: Options of the run.
+        num_within: Tells the likelihood calls of the step at work; the display counts them as they come.
 
     Yields:
         A function of the steps so far, to be called after each.
     """
-    display = _display(settings) if progress is True and _is_interactive() else None
+    display = _display(settings, num_within) if progress is True and _is_interactive() else None
     listener = display.show if display else progress if callable(progress) else None
     has_failed = False
 
@@ -182,14 +185,14 @@ def _is_interactive() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
-def _display(settings: Settings) -> "_Panel | _Lines":
+def _display(settings: Settings, num_within: Callable[[], int]) -> "_Panel | _Lines":
     """Four lines that are drawn over, where rich is installed and the terminal can; else a line a step."""
     try:
         from rich.console import Console
     except ImportError:
         return _Lines()
     console = Console(stderr=True)
-    return _Panel(console, settings) if console.is_interactive else _Lines()
+    return _Panel(console, settings, num_within) if console.is_interactive else _Lines()
 
 
 class _Lines:
@@ -207,9 +210,10 @@ class _Lines:
 class _Panel:
     """Four lines that are drawn over, four times a second as the clock runs while a step lasts; gone at the end."""
 
-    def __init__(self, console: Any, settings: Settings) -> None:
+    def __init__(self, console: Any, settings: Settings, num_within: Callable[[], int] = lambda: 0) -> None:
         from rich.live import Live
 
+        self.num_within = num_within
         self.target = float(settings.ess)
         self.latest: Progress | None = None
         self.since = time.monotonic()
@@ -243,7 +247,7 @@ class _Panel:
         bar = ProgressBar(total=self.target, completed=min(latest.ess if latest else 0.0, self.target), width=40)
         if latest is None:
             grid.add_row("ESS", bar)
-            grid.add_row("time", f"{clock(passed)} so far")
+            grid.add_row("time", f"{clock(passed)} so far; {self.num_within()} calls")
             return grid
         ess = Table.grid(padding=(0, 2))
         ess.add_row(bar, f"{latest.ess:.0f} of {self.target:.0f}")
@@ -251,6 +255,6 @@ class _Panel:
         guide = "" if latest.phase == Phase.FROZEN else ", a guide until draws are frozen"
         grid.add_row("log Z", f"{latest.logZ:.3f} +- {latest.logZ_err:.3f} nats{guide}; contour {latest.contour:.2f}")
         left = "" if latest.seconds_left is None else f", about {clock(max(latest.seconds_left - passed, 0))} left"
-        speed = f"{latest.num_calls} calls, {latest.calls_per_second:.0f} a second"
+        speed = f"{latest.num_calls + self.num_within()} calls, {latest.calls_per_second:.0f} a second"
         grid.add_row("time", f"{clock(latest.seconds + passed)} so far{left}; {speed}")
         return grid

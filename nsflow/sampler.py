@@ -255,7 +255,7 @@ def run(
         if checkpoint is None
         else opened(checkpoint, problem, settings, int(seed), given_start)
     )
-    with opening as (store, saved), watching(progress, settings) as report:
+    with opening as (store, saved), watching(progress, settings, lambda: journal.num_calls) as report:
         began = time.monotonic() - (saved[1][-1].seconds if saved and saved[1] else 0.0)
         state, trace = saved or (init(key, problem, settings, given_start), [])
         state, failure, reason = reopen(state) if state.phase is Phase.FINISHED else state, None, ""

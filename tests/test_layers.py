@@ -17,8 +17,8 @@ ORDER = (
     "energy", "langevin", "sde", "surrogate", "online",
     "evidence", "kernels", "wide", "proposal", "estimator", "thinning", "points", "fresh", "state", "progress",
     "components", "ladder", "scouting", "posterior", "frozen",
-    "volumes", "files", "results", "summary", "start", "codec", "manifest", "identity", "checkpoint", "merge", "sampler",
-    "plots", "diagnostics", "tables", "report", "terminal", "__main__",
+    "volumes", "files", "results", "summary", "start", "codec", "manifest", "identity", "checkpoint", "merge",
+    "sampler", "plots", "diagnostics", "tables", "report", "terminal", "__main__",
 )  # fmt: skip
 HOMES = {
     "optax": {"train"},

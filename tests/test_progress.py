@@ -212,7 +212,7 @@ def test_a_terminal_that_hangs_up_does_not_end_the_run(terminal, monkeypatch, ca
     def write(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(module, "_display", lambda _: SimpleNamespace(start=write, show=write, stop=write))
+    monkeypatch.setattr(module, "_display", lambda *_: SimpleNamespace(start=write, show=write, stop=write))
     show(terminal)
     assert caplog.text.count("`progress` failed") == 1
 
@@ -220,12 +220,12 @@ def test_a_terminal_that_hangs_up_does_not_end_the_run(terminal, monkeypatch, ca
 def test_the_panel_says_what_is_a_guide_before_the_first_step_and_after_it():
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=100)
-    panel = module._Panel(console, SETTINGS)
+    panel = module._Panel(console, SETTINGS, num_within=lambda: 70)
     console.print(panel)
     panel.latest = progress_of([step("ladder", 500, 20.0, 1.0)], SETTINGS)
     console.print(panel)
     before, after = file.getvalue().split("nsflow")[1:]
-    assert "so far" in before
-    assert "calls" not in before
+    assert "so far; 70 calls" in before
+    assert "570 calls" in after  # 70 of the step at work
     assert "a guide until draws are frozen" in after
     assert "left" not in after
