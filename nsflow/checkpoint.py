@@ -20,7 +20,7 @@ import numpy as np
 
 from nsflow.codec import Encoder, NotStorable, decode, given_by
 from nsflow.estimator import AbstractEstimator
-from nsflow.files import write_bytes
+from nsflow.files import sync_folder, write_bytes
 from nsflow.identity import fingerprint, identify, recheck, require_same, require_same_likelihood
 from nsflow.journal import Columns, Journal, Recorded, read
 from nsflow.manifest import (
@@ -294,6 +294,7 @@ def opened(
     checkpoint = Checkpoint(folder, problem, settings, seed, start)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(folder.parent)
         lock = open(folder / LOCK, "ab")
     except OSError as error:
         raise _unwritable(folder, error) from None

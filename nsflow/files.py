@@ -206,8 +206,17 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Force the names in a folder to disk, without which a power cut may take a new file along.
+
+    Args:
+        path: The folder.
+    """
     if hasattr(os, "O_DIRECTORY"):  # elsewhere a folder cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
         finally:

@@ -163,6 +163,47 @@ def test_run_killed_in_its_first_draws_is_known_by_their_values(whole, tmp_path)
     assert run(path) == whole
 
 
+class Disk:
+    """What a power cut leaves: the bytes of files, and the names in a folder, as they were last forced to disk."""
+
+    def __init__(self, folder):
+        self.folder, self.contents, self.names, self.snapshots = folder, {}, {}, []
+
+    def sync(self, descriptor):
+        inode = os.fstat(descriptor).st_ino
+        self.snapshots.append(self._files(self._listed()))  # the newest names may be on disk before they are forced to
+        if os.path.samestat(os.fstat(descriptor), os.stat(self.folder)):
+            self.names = self._listed()
+        elif not os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            self.contents[inode] = Path(f"/proc/self/fd/{descriptor}").read_bytes()
+        self.snapshots.append(self._files(self.names))
+
+    def _listed(self):
+        return {entry.name: entry.stat().st_ino for entry in self.folder.iterdir()} if self.folder.is_dir() else {}
+
+    def _files(self, names):
+        return {name: self.contents.get(inode, b"") for name, inode in names.items()}
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="reads files through /proc")
+def test_power_cut_leaves_a_checkpoint_that_goes_on_to_the_same_bits(whole, tmp_path, monkeypatch):
+    """Whatever was not forced to disk is lost: here at twelve of the moments at which something was forced there."""
+    monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
+    monkeypatch.setattr(checkpoint, "SYNC", 0.0)
+    disk = Disk(tmp_path / "run.nsflow")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", disk.sync)
+        run(disk.folder)
+    count = len(disk.snapshots)
+    for number in np.linspace(count // 20, count - 1, 12).astype(int):
+        left, calls = tmp_path / str(number), []
+        left.mkdir()
+        for name, content in disk.snapshots[number].items():
+            (left / name).write_bytes(content)
+        assert run(left, lambda p, calls=calls: calls.append(len(p["x"])) or gaussian(p)) == whole
+        assert sum(calls) <= whole.num_calls * (1 - number / count) + 1000  # two pieces, and three points compared
+
+
 def test_capped_run_goes_on_when_the_cap_is_raised(whole, tmp_path):
     path = tmp_path / "run.nsflow"
     capped = run(path, max_calls=2500)

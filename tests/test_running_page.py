@@ -15,7 +15,7 @@ def test_page_runs_and_prints_what_it_says(tmp_path, monkeypatch, capsys):
     exec(code, scope)
     printed = capsys.readouterr().out.splitlines()
     said = re.findall(r"print\(.*\)  # (.*)", code)
-    assert len(printed) == len(said) == 6
+    assert len(printed) == len(said) == 7
     for line, wanted in zip(printed, said, strict=True):
         assert line.startswith(wanted.removesuffix(" ..."))
     for name in ("both", "union", "more", "warm"):
