@@ -70,6 +70,9 @@ def methods() -> dict[str, Any]:
         "kernel density": KernelEstimator(),
         "local kernels": LocalKernels(),
         "discrete flow": DiscreteFlowEstimator(),
+        "flow matching, ten times the steps": FlowEstimator(
+            Training(num_steps=10 * Training().num_steps, patience=10 * Training().patience), wide=False
+        ),
         **{name: FlowEstimator(Training(objective=objective), wide=False) for name, objective in objectives.items()},
     }
 

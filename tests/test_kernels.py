@@ -139,3 +139,13 @@ def test_points_on_a_line_give_kernels_of_full_rank():
     points = np.linspace(0, 1, 100)[:, None] * np.array([1.0, 2.0])
     kernels = Kernels.fit(jax.random.key(0), points, np.zeros(100), num_kernels=50)
     assert np.all(np.isfinite(kernels.log_prob(points)))
+
+
+@pytest.mark.parametrize("num_dims", [2, 5])
+def test_kernels_of_many_points_are_as_wide_as_those_of_few(num_dims):
+    """A cloud holds its share of the weight whatever their number."""
+    rng, widths = np.random.default_rng(0), []
+    for num_points in (4000, 50_000):
+        kernels = Kernels.fit(jax.random.key(0), rng.normal(size=(num_points, num_dims)), np.zeros(num_points))
+        widths.append(np.median(np.linalg.det(kernels.scales)) ** (1 / num_dims))
+    assert widths[1] == pytest.approx(widths[0], rel=0.1)
