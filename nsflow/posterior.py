@@ -22,8 +22,8 @@ from nsflow.state import PRIOR, Phase, State, StepInfo, describe, extend, learn,
 from nsflow.thinning import acceptance, at_most
 
 WORTHWHILE = 0.05  # share of the effective sample size that a further round must promise to save
-POOR = 0.25  # efficiency of a round below which more of them follow than planned, and networks are trained for longer
-LONGER = 4  # times the gradient steps then
+POOR = 0.5  # efficiency of a round below which more of them follow than planned, and networks are trained for longer
+LONGER = 10  # times the gradient steps then
 LEAST = 0.1  # share of a round for a component that proposed hardly any evidence in the last one
 PRIOR_FLOOR = 0.005  # least share of the prior in the frozen mixture: it bounds every weight
 BROAD_FLOOR = 0.02  # and of the broad level, which bounds them where the posterior has tails; and of mixed levels
