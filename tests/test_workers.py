@@ -252,7 +252,8 @@ def presses_control_c(folder, params):
 
 
 def run_interrupted(name, folder):
-    """What the test below runs as a process of its own."""
+    """What the test below runs as a process of its own, as a shell's foreground: those behind it ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with MAKERS[name]() as pool:
         likelihood = HostLikelihood(partial(presses_control_c, folder), pool=pool)
         result = nsflow.run(likelihood, prior(), settings=nsflow.Settings(ess=500, num_prior=500, num_live=200))
