@@ -5,9 +5,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -64,8 +65,9 @@ def write(root: str | os.PathLike[str], frame: Any, header: Mapping[str, Any]) -
     }
     text = json.dumps(_encode(document), indent=1, allow_nan=False)
     # pandas writes the shortest text that reads back to the same double.
-    _replace(table, frame.to_csv)
-    _replace(info, lambda file: file.write(text + "\n"))
+    with _replacing(table, "w", encoding="utf-8", newline="") as file:
+        frame.to_csv(file)
+    write_bytes(info, (text + "\n").encode())
 
 
 def read(root: str | os.PathLike[str]) -> tuple[dict[str, Any], Float64[np.ndarray, "n columns"]]:
@@ -197,10 +199,17 @@ def write_bytes(path: Path, data: bytes) -> None:
         path: The file, which is replaced if it exists.
         data: Its content.
     """
+    with _replacing(path, "wb") as file:
+        file.write(data)
+
+
+@contextmanager
+def _replacing(path: Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
+    """Write a file under another name in the same folder, then rename: a crash leaves the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
+        with open(temporary, mode, **options) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -221,16 +230,3 @@ def sync_folder(path: Path) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def _replace(path: Path, fill: Callable[[TextIO], Any]) -> None:
-    """Write a file under another name in the same folder, then rename: a crash leaves the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -85,7 +85,7 @@ class Kernels:
         chosen = np.minimum(np.searchsorted(np.cumsum(weights), comb), num_points - 1)
         centres, index = np.unique(chosen, return_inverse=True)
         enough = max(0.007, (num_dims + 2) * np.sum(weights**2))
-        # 64 of 100 000 points held a tenth of that, and the kernels an efficiency of 0.11 instead of 0.68.
+        # 64 of 100 000 points held a tenth of that, and the kernels an efficiency of 0.11 instead of 0.72.
         num_near = min(num_points, max(32 * num_dims, num_points // 100))
         near: np.ndarray = np.asarray(KDTree(points).query(points[centres], num_near)[1])
         held = np.cumsum(weights[near], axis=1) - weights[near] < enough

@@ -210,7 +210,7 @@ class _Lines:
 class _Panel:
     """Four lines that are drawn over, four times a second as the clock runs while a step lasts; gone at the end."""
 
-    def __init__(self, console: Any, settings: Settings, num_within: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, console: Any, settings: Settings, num_within: Callable[[], int]) -> None:
         from rich.live import Live
 
         self.num_within = num_within
