@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
@@ -292,6 +293,23 @@ def test_mode_with_few_points_gets_a_component(num_prior, is_lost):
         assert (again.modes, len(again.summits)) == (after.modes, 1)
 
 
+def test_a_mode_asks_for_scouts_by_its_evidence_over_its_share_of_the_prior():
+    """Of two halves of the evidence the narrow one has a fourteenth of the prior; the wide one has more than half."""
+    halves = ((-1.0, 0.5), (2.0, 0.1))  # centres and widths of the posterior's
+    density = lambda x, m, s: -0.5 * ((x - m) / s) ** 2 - np.log(2 * s)  # noqa: E731
+    state = state_of(
+        lambda p: jnp.logaddexp(*(density(p["a"], *half) for half in halves)) + 0.5 * p["a"] ** 2, num_prior=2000
+    )
+    wide, narrow = (Mode(np.array([m]), float(density(m, m, s)), np.array([[s]])) for m, s in halves)
+    share = np.mean(density(state.points.x, *halves[1]) > density(state.points.x, *halves[0]))
+    assert 0.05 < share < 0.1
+    search = lambda *summits: scouting.Search(summits, (), 0)  # noqa: E731
+    assert scouting._num_scouts(state, search(wide, narrow)) == pytest.approx(1000 * 0.5 / share, rel=0.1)
+    assert scouting._num_scouts(replace(state, summits=(wide,)), search(narrow)) == pytest.approx(500 / share, rel=0.1)
+    assert scouting._num_scouts(replace(state, summits=(narrow,)), search(wide)) == 0
+    assert scouting._num_scouts(state, search()) == 0
+
+
 def test_round_that_missed_evidence_raises_an_alarm():
     """A round at log 0.7 with an error of 0.02 lacks 30 % of what was found; one within its error lacks nothing."""
     late = Evidence(0.0, 0.01, 1000.0, 0.1, 0.01)
@@ -322,7 +340,7 @@ def test_a_climb_that_meets_no_likelihood_finds_no_mode():
     """As where a likelihood with noise was finite once: infinities would leave a coverage of NaN."""
     state = state_of(flat)
     gone = state.problem._replace(likelihood=nsflow.HostLikelihood(lambda p: -np.inf))
-    found = scouting._search(replace(state, problem=gone), {0: 1.0, 1: 1.0})
+    found = scouting._search(replace(state, problem=gone), [0, 1])
     assert (found.summits, found.lost) == ((), ())
     assert found.num_calls > 0
 
