@@ -303,11 +303,12 @@ def test_a_mode_asks_for_scouts_by_its_evidence_over_its_share_of_the_prior():
     wide, narrow = (Mode(np.array([m]), float(density(m, m, s)), np.array([[s]])) for m, s in halves)
     share = np.mean(density(state.points.x, *halves[1]) > density(state.points.x, *halves[0]))
     assert 0.05 < share < 0.1
-    search = lambda *summits: scouting.Search(summits, (), 0)  # noqa: E731
+    search = lambda *summits, missed=0: scouting.Search(summits, (), missed, 0)  # noqa: E731
     assert scouting._num_scouts(state, search(wide, narrow)) == pytest.approx(1000 * 0.5 / share, rel=0.1)
     assert scouting._num_scouts(replace(state, summits=(wide,)), search(narrow)) == pytest.approx(500 / share, rel=0.1)
     assert scouting._num_scouts(replace(state, summits=(narrow,)), search(wide)) == 0
     assert scouting._num_scouts(state, search()) == 0
+    assert scouting._num_scouts(state, search(narrow, missed=20_000)) == 20_000
 
 
 def test_round_that_missed_evidence_raises_an_alarm():
@@ -340,7 +341,7 @@ def test_a_climb_that_meets_no_likelihood_finds_no_mode():
     """As where a likelihood with noise was finite once: infinities would leave a coverage of NaN."""
     state = state_of(flat)
     gone = state.problem._replace(likelihood=nsflow.HostLikelihood(lambda p: -np.inf))
-    found = scouting._search(replace(state, problem=gone), [0, 1])
+    found = scouting._search(replace(state, problem=gone), {0: 1.0, 1: 1.0})
     assert (found.summits, found.lost) == ((), ())
     assert found.num_calls > 0
 
