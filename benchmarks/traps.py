@@ -108,6 +108,19 @@ def banana(d=20):
     return Problem(f"banana-{d}", priors, log_likelihood, -d // 2 * np.log(16.0 * 40.0), "analytic")
 
 
+def bend(d=6):
+    """A ridge b = 2 a^2 +- 0.05 with a ~ N(0, 1), a thousandth of the prior wide, and Gaussians of width 0.2."""
+
+    def log_likelihood(x, xp=np):
+        a, b = x[:, :1], x[:, 1:2]
+        ridge = _normal(a, 0.0, 1.0, xp) + _normal(b - 2.0 * a**2, 0.0, 0.05, xp)
+        return ridge + _normal(x[:, 2:], 2.0, 0.2, xp)
+
+    priors = [Uniform(-5, 5), Uniform(-5, 45), *[Uniform(-10, 10)] * (d - 2)]
+    mass = special.erf(np.sqrt(45 / 2 / 2))  # of |a| below the box's upper edge
+    return Problem(f"bend-{d}", priors, log_likelihood, np.log(mass / 500) - (d - 2) * np.log(20.0), "analytic")
+
+
 def core():
     """Half of the evidence on a thin shell in 4-d, half in a core of width 0.05 at its centre.
 
@@ -136,4 +149,6 @@ BUILDERS = {
     "noisy-10": noisy,
     "correlated-10": correlated,
     "banana-20": banana,
+    "bend-6": bend,
+    "bend-12": lambda: bend(12),
 }

@@ -32,6 +32,7 @@ from nsflow.process import ProcessPath, SubVariancePreserving, VarianceExploding
 from nsflow.proposal import Draws, MetaProposal, Mixture, PriorProposal
 from nsflow.pushforward import Pushforward
 from nsflow.schedule import ConstantSchedule, CosineSchedule, LinearSchedule
+from nsflow.shear import Shear, Sheared
 from nsflow.state import Phase, Problem, Settings, State, StepInfo
 from nsflow.surrogate import Surrogate
 from nsflow.thinning import Thinned
@@ -54,7 +55,7 @@ CLASSES: dict[str, type] = {
         *(KernelDensity, Kernels, LinearPath, LinearSchedule, MetaProposal, Mixture, Mode, Normal, Points),
         *(PriorProposal, Problem, ProcessPath, Pushforward, State, StepInfo, SubVariancePreserving, Surrogate, Thinned),
         *(TrigonometricPath, VarianceExploding, VariancePreserving, Wide, velocity._Static),
-        *(surrogate._Interpolation, surrogate._Network),
+        *(Shear, Sheared, surrogate._Interpolation, surrogate._Network),
     )
 }
 FUNCTIONS: dict[str, Callable[..., Any]] = {

@@ -107,6 +107,11 @@ ADVICE = (
         "the prior to what is possible.",
     ),
     (
+        "of the final draws count",
+        "The proposals fit the posterior badly, and log Z may be low by what they hardly reach. Take parameters in "
+        "which the posterior is less curved, or double `Settings(num_live=...)`, and compare several seeds.",
+    ),
+    (
         "of the evidence seen in training lies where",
         "The frozen proposals do not reach all of the posterior: log Z is low by about that share. Double "
         "`Settings(num_live=...)` or raise `Settings(max_rounds=...)`.",

@@ -45,6 +45,11 @@ class Batches(NamedTuple):
         part = np.exp(self.draws.log_q - self.draws.log_Q[:, None]) * self.proposal.num_draws
         return weights @ part / (np.sum(weights) * sum(self.proposal.num_draws))
 
+    @property
+    def efficiency(self) -> float:
+        """Effective samples of a likelihood call."""
+        return self.estimate().ess / max(1, len(self.log_prior))
+
     def estimate(self) -> Evidence:
         """Evidence of these draws alone."""
         return log_evidence(self.log_weights, self.draws.component, self.num_draws)

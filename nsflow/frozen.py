@@ -12,6 +12,7 @@ from nsflow.points import truncate
 from nsflow.state import Phase, Settings, State, StepInfo, extend, learn
 from nsflow.thinning import at_most, expected_calls
 
+POOR = 0.1  # efficiency of the frozen draws below which more training is tried, and an alarm sounds if that is no help
 NUM_CHECKED = 1000  # training points at which the density of the frozen mixture is looked at
 
 
@@ -114,7 +115,7 @@ def _needs_training(frozen: Batches, estimate: Evidence) -> bool:
     share = estimate.max_weight_share
     # A few hundred draws of light tails have a k-hat of 0.5 by chance as often as not.
     is_heavy = (estimate.khat > 0.7 and share > 0.02) or (estimate.khat > 0.5 and share > 0.005 and num_calls > 4000)
-    return bool(is_heavy or estimate.ess < 0.1 * num_calls)
+    return bool(is_heavy or estimate.ess < POOR * num_calls)
 
 
 def unproposed(state: State, estimate: Evidence) -> float:

@@ -13,6 +13,7 @@ from nsflow.components import (
     fit_surrogate,
     has_kernels,
     num_candidates,
+    shear_of,
     thin,
     train_posterior,
 )
@@ -36,7 +37,7 @@ def refine(key: Array, state: State) -> tuple[State, StepInfo]:
     chosen = state.points.select(matters)
     key_fit, key_draw, key_freeze = jax.random.split(key, 3)
     training = settings.training
-    if state.rounds and _efficiency(state.rounds[-1]) < POOR:
+    if state.rounds and state.rounds[-1].efficiency < POOR:
         training = replace(training, num_steps=LONGER * training.num_steps, patience=2 * training.patience)
     trained, info = train_posterior(key_fit, state, chosen.x, chosen.log_posterior_weights, training)
     others_share = _others_share(state)
@@ -45,7 +46,7 @@ def refine(key: Array, state: State) -> tuple[State, StepInfo]:
     state, pilot = extend(key_draw, state, no_batches(state, num_draws))
     state = learn(state, pilot, matters)
     state = replace(state, rounds=(*state.rounds, pilot), num_rounds=state.num_rounds + 1)
-    efficiency = _efficiency(pilot)
+    efficiency = pilot.efficiency
     # A further round wins back about a quarter of the draws that are lost to unequal weights.
     is_enough = 0.25 * (1 / max(efficiency, 1e-6) - 1) < WORTHWHILE
     max_rounds = settings.max_rounds if efficiency < POOR else len(settings.rounds)
@@ -63,11 +64,6 @@ def _others_share(state: State) -> float:
     return float(np.clip(share, LEAST, MOST))
 
 
-def _efficiency(batches: Batches) -> float:
-    """Effective sample size of a likelihood call."""
-    return batches.estimate().ess / len(batches.log_prior)
-
-
 def round_size(state: State) -> int:
     """Draws of the next round."""
     rounds = state.settings.rounds
@@ -83,7 +79,7 @@ def _freeze(key: Array, state: State, pilot: Batches) -> State:
     """Thin the newest components by all that is known now, and weigh their mixture on draws that trained none."""
     newest = [state.components[k] for k in state.newest]
     key_surrogate, *keys = jax.random.split(key, 1 + len(newest))
-    fitted = fit_surrogate(key_surrogate, state)
+    fitted = fit_surrogate(key_surrogate, state, shear_of(newest[-1]))
     state = state.add_trained(*(thin(k, state, fitted, q) for k, q in zip(keys, newest, strict=True)))
     broad = broad_level(state)
     candidates = sorted({PRIOR, broad, *state.modes, *state.newest})

@@ -16,6 +16,7 @@ from nsflow.gaussian import Gaussian
 from nsflow.objective import Regression
 from nsflow.precision import float64
 from nsflow.shapes import by_chunks
+from nsflow.shear import Shear
 from nsflow.train import Training
 from nsflow.velocity import Architecture
 
@@ -37,6 +38,7 @@ class Surrogate:
         level: Log-likelihood at which `model` is zero, nats.
         model: Regression of whitened points, ``(n, d)`` to ``(n,)``.
         error: Rms error on points held out, at most one nat.
+        shear: Map that straightens curved ridges, before all else.
     """
 
     squeezed: Bool[np.ndarray, " d"]
@@ -44,6 +46,7 @@ class Surrogate:
     level: float
     model: Callable[[np.ndarray], np.ndarray]
     error: float = 1.0
+    shear: Shear | None = None
 
     def __call__(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
         """Estimate log L in nats, shape ``(n,)``."""
@@ -51,7 +54,7 @@ class Surrogate:
 
     def whiten(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
         """Map latent points to where the regression is done."""
-        return self.whole.whiten(_squeeze(x, self.squeezed))
+        return self.whole.whiten(_squeeze(self.shear.straighten(x) if self.shear else x, self.squeezed))
 
 
 def _squeeze(x: np.ndarray, squeezed: np.ndarray) -> np.ndarray:
@@ -68,6 +71,7 @@ def fit(
     log_likelihood: Float[np.ndarray, " n"],
     log_weights: Float[np.ndarray, " n"],
     *,
+    shear: Shear | None = None,
     training: Training = TRAINING,
 ) -> Surrogate:
     """Regress log L: cubic radial functions through the nearest points in few dimensions, a network in more.
@@ -80,6 +84,7 @@ def fit(
         x: Latent points, shape ``(n, d)``.
         log_likelihood: Their log L in nats, shape ``(n,)``.
         log_weights: Their posterior log-weights in nats, up to a constant, shape ``(n,)``.
+        shear: Map that straightens curved ridges; none if left out.
         training: How a network is trained.
 
     Returns:
@@ -87,11 +92,14 @@ def fit(
     """
     num_dims = x.shape[1]
     weights = np.exp(log_weights - np.logaddexp.reduce(log_weights))
-    squeezed = np.abs(weights @ x) < 4
+    squeezed = (np.abs(weights @ x) < 4) & (
+        shear is None
+    )  # what is left of a sheared coordinate is no prior's quantile
+    straight = x if shear is None else shear.straighten(x)
     level = float(weights[weights > 0] @ log_likelihood[weights > 0])
     near = log_likelihood > level - DEPTH - num_dims
-    whole = Gaussian.fit(_squeeze(x, squeezed), log_weights)
-    empty = Surrogate(squeezed, whole, level, _zero)
+    whole = Gaussian.fit(_squeeze(straight, squeezed), log_weights)
+    empty = Surrogate(squeezed, whole, level, _zero, shear=shear)
     white, value = empty.whiten(x), log_likelihood - level
     key_split, key_train = jax.random.split(key)
     order = np.random.default_rng(np.asarray(jax.random.key_data(key_split))).permutation(len(x))

@@ -14,7 +14,7 @@ ORDER = (
     "prior", "batch", "failure", "workers", "host", "journal", "likelihood", "modes",
     "gaussian", "base", "pushforward", "path", "schedule", "process", "coupling", "ode",
     "objective", "score_matching", "action_matching", "maximum_likelihood", "velocity", "train", "flow",
-    "energy", "langevin", "sde", "surrogate", "online",
+    "energy", "langevin", "sde", "shear", "surrogate", "online",
     "evidence", "kernels", "wide", "proposal", "estimator", "thinning", "points", "fresh", "state", "progress",
     "components", "ladder", "scouting", "posterior", "frozen",
     "volumes", "files", "results", "summary", "start", "codec", "manifest", "identity", "checkpoint", "merge",

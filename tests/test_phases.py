@@ -201,6 +201,17 @@ def test_prior_as_the_best_proposal_is_no_alarm():
     assert summary._alarms(uneven(1.0), evidence()) == ()
 
 
+def test_final_draws_of_which_few_count_are_an_alarm():
+    """Five in a hundred have a hundred times the weight of the others; of equal ones all count."""
+    state = uneven(1.0)
+    ones = np.zeros(100)
+    draws = Draws(ones[:, None], np.repeat([0, 1], [20, 80]), ones, np.zeros((100, 2)))
+    for weights, expected in ((np.where(np.arange(100) % 20, 1 / 100, 1.0), "only 7.1%"), (np.ones(100), None)):
+        frozen = state.frozen._replace(draws=draws, num_batches=20, log_likelihood=np.log(weights), log_prior=ones)
+        alarms = summary._alarms(replace(state, frozen=frozen), evidence())
+        assert [alarm[: len("only 7.1%")] for alarm in alarms] == ([expected] if expected else [])
+
+
 @pytest.mark.parametrize(
     ("estimate", "message"),
     [
