@@ -20,7 +20,7 @@ from nsflow.thinning import MIN_CHANCE, Thinned, acceptance
 from nsflow.train import Training
 from nsflow.wide import Wide
 
-WORTH_A_SHEAR = 0.2  # nats of the held-out density that straightening curved ridges must gain
+WORTH_A_SHEAR = 0.5  # nats of the held-out density that straightening curved ridges must gain
 MOST = 0.4  # share of a batch that a component beside the newest flow gets
 KERNELS_SUFFICE = 0.7  # efficiency of thinned kernels, as the surrogate sees it, beyond which no flow is trained
 GAUSSIAN_SUFFICES = 0.9  # the same of a thinned Gaussian
