@@ -113,7 +113,7 @@ def flat(p):
 def test_levels_are_sheared_where_that_gains(num_dims, is_curved):
     prior = nsflow.Prior({"x": dist.Normal(jnp.zeros(num_dims), 1.0).to_event(1)})
     state = nsflow.init(jax.random.key(0), nsflow.Problem(nsflow.likelihood.JaxLikelihood(flat), prior))
-    x = ridge(1000, num_dims) if is_curved else np.random.default_rng(0).normal(size=(1000, num_dims))
+    x = ridge(1000, num_dims, width=0.02) if is_curved else np.random.default_rng(0).normal(size=(1000, num_dims))
     proposal = fit_cheap(jax.random.key(1), state, x, np.zeros(1000))
     assert (shear_of(proposal) is not None) is is_curved
 
