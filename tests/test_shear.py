@@ -119,17 +119,15 @@ def test_levels_are_sheared_where_that_gains(num_dims, is_curved):
 
 
 def test_a_curved_ridge_keeps_its_ends():
-    """Without shears a run to 1000 took 15 000 calls or more, and to 10 000 in 6-d lost 0.09 nats without an alarm."""
-    prior = nsflow.Prior({"a": dist.Uniform(-5, 5), "b": dist.Uniform(-5, 45), "c": dist.Uniform(-10, 10)})
+    """Without shears this run is 0.38 nats low after 39 000 calls, and not at its end."""
+    others = {f"c{i}": dist.Uniform(-10, 10) for i in range(10)}
+    prior = nsflow.Prior({"a": dist.Uniform(-5, 5), "b": dist.Uniform(-5, 45), **others})
 
     def log_likelihood(p):
-        z = jnp.stack([p["a"], (p["b"] - 2 * p["a"] ** 2) / 0.05, (p["c"] - 2) / 0.2])
-        return -0.5 * jnp.sum(z**2) - 1.5 * jnp.log(2 * jnp.pi) - jnp.log(0.05 * 0.2)
+        z = jnp.stack([p["a"], (p["b"] - 2 * p["a"] ** 2) / 0.05, *((p[name] - 2) / 0.2 for name in others)])
+        return -0.5 * jnp.sum(z**2) - 6 * jnp.log(2 * jnp.pi) - jnp.log(0.05 * 0.2**10)
 
-    result = nsflow.run(log_likelihood, prior, seed=0, ess=1000, progress=False)
-    assert abs(result.logZ + np.log(10 * 50 * 20)) < 4 * result.logZ_err
-    assert result.logZ_err < 0.05
+    result = nsflow.run(log_likelihood, prior, seed=2, ess=3000, max_calls=30_000, progress=False)
+    assert result.finished
     assert not result.alarms
-    assert result.num_calls < 12_000
-    samples = result.to_anesthetic()
-    assert abs(samples["a"].std() - 1) < 0.15
+    assert abs(result.logZ + np.log(500.0) + 10 * np.log(20.0)) < 4 * result.logZ_err < 0.1
