@@ -38,11 +38,11 @@ def fit_cheap(key: Array, state: State, x: Float[np.ndarray, "n d"], log_weights
     """
     fit = partial(Kernels.fit, key) if has_kernels(state) else partial(_fit_gaussian, state)
     shear = Shear.fit(x, log_weights)
-    if shear.is_straight:
-        return fit(x, log_weights)
-    y = shear.straighten(x)
-    gain = _held_out(fit, y, log_weights) - _held_out(fit, x, log_weights)
-    return Sheared(fit(y, log_weights), shear) if gain > WORTH_A_SHEAR else fit(x, log_weights)
+    if not shear.is_straight:
+        y = shear.straighten(x)
+        if _held_out(fit, y, log_weights) - _held_out(fit, x, log_weights) > WORTH_A_SHEAR:
+            return Sheared(fit(y, log_weights), shear)
+    return fit(x, log_weights)
 
 
 def _fit_gaussian(state: State, x: np.ndarray, log_weights: np.ndarray) -> Wide:

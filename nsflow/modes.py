@@ -105,11 +105,6 @@ class Mode(NamedTuple):
         """Laplace's approximation of the evidence of this mode, in nats."""
         return self.log_density + float(np.sum(np.log(np.diag(self.scale)) + 0.5 * np.log(2 * np.pi)))
 
-    def log_prob(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
-        """Log-density of its Gaussian at points of shape ``(n, d)``, in nats."""
-        z = np.linalg.solve(self.scale, (x - self.centre).T)
-        return self.log_density - self.log_evidence - 0.5 * np.sum(z**2, axis=0)
-
 
 def basins(x: Float[np.ndarray, "n d"], log_density: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     """Find the local maximum above each point: step to the nearest higher one among its neighbours, until none is.

@@ -8,6 +8,7 @@ from jaxtyping import Array
 from scipy import special
 from scipy.spatial import KDTree
 
+from nsflow.gaussian import Gaussian
 from nsflow.kernels import Kernels
 from nsflow.modes import Mode, Target, ascend, basins, isolation, measure
 from nsflow.points import Points
@@ -77,16 +78,24 @@ def _starts(state: State) -> dict[int, float]:
     They are the local maxima below the contour; one whose slopes hold m of n draws is hit once in n / m.
     """
     points = state.points
-    log_density = points.log_likelihood + points.log_prior
-    prior = np.flatnonzero(points.is_prior)
-    even = special.ndtr(points.x)  # where the draws lie evenly, up to the corners of the prior
-    tops, sizes = np.unique(basins(even[prior], log_density[prior]), return_counts=True)
-    tops, rarity = prior[tops], len(prior) / sizes
+    tops, sizes = np.unique(_maxima(points), return_counts=True)
+    rarity = points.num_prior / sizes
     level = points.log_likelihood[tops]
     fresh = (level > -np.inf) & (level < state.contours[-1]) & ~np.isin(tops, state.climbed)
     tops, rarity = tops[fresh], rarity[fresh]
-    order = np.argsort(-isolation(even, log_density, tops), kind="stable")
+    order = np.argsort(-isolation(_even(points.x), points.log_likelihood + points.log_prior, tops), kind="stable")
     return dict(zip(tops[order].tolist(), rarity[order].tolist(), strict=True))
+
+
+def _maxima(points: Points) -> np.ndarray:
+    """The local maximum above each draw from the prior, as the index of a point."""
+    prior = np.flatnonzero(points.is_prior)
+    return prior[basins(_even(points.x[prior]), (points.log_likelihood + points.log_prior)[prior])]
+
+
+def _even(x: np.ndarray) -> np.ndarray:
+    """Latent points where the prior's draws lie evenly, up to its corners."""
+    return np.asarray(special.ndtr(x))
 
 
 class Search(NamedTuple):
@@ -144,17 +153,15 @@ def _num_scouts(state: State, found: Search) -> float:
     if not found.summits:
         return 0.0
     modes = (*state.summits, *found.summits)
-    prior = np.flatnonzero(state.points.is_prior)
-    x, even = state.points.x[prior], special.ndtr(state.points.x[prior])
-    tops = basins(even, (state.points.log_likelihood + state.points.log_prior)[prior])
-    centres = special.ndtr(np.stack([mode.centre for mode in modes]))
-    nearest = np.asarray(KDTree(centres).query(even[tops])[1])
-    highest = np.argmax([mode.log_evidence + mode.log_prob(x) for mode in modes], axis=0)
+    x = state.points.x[state.points.is_prior]
+    summits = KDTree(_even(np.stack([mode.centre for mode in modes])))
+    nearest = np.asarray(summits.query(_even(state.points.x[_maxima(state.points)]))[1])
+    highest = np.argmax([mode.log_evidence + Gaussian(mode.centre, mode.scale).log_prob(x) for mode in modes], axis=0)
     hits = np.maximum(*(np.bincount(mode, minlength=len(modes)) for mode in (nearest, highest)))
     log_evidence = np.array([mode.log_evidence for mode in modes])
     logZ = np.logaddexp.reduce(state.points.log_posterior_weights)
     share = np.exp(log_evidence - max(logZ, np.logaddexp.reduce(log_evidence)))
-    excess = share * len(prior) / np.maximum(hits, 1)
+    excess = share * len(x) / np.maximum(hits, 1)
     is_asking = (np.arange(len(modes)) >= len(state.summits)) & (share > MIN_SHARE) & (excess > USUAL)
     return float(np.max(PATIENCE * excess, initial=found.num_scouts, where=is_asking))
 

@@ -1,10 +1,11 @@
 """Shear: take from a coordinate what another one predicts of it, so that a curved ridge becomes a straight one."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from nsflow.proposal import Proposal
 
 NUM_KNOTS = 7
 RANGE = (0.01, 0.99)  # quantiles between which the knots lie; beyond them a spline is a parabola
@@ -112,7 +113,7 @@ class Sheared:
         shear: The shear.
     """
 
-    proposal: Any
+    proposal: Proposal
     shear: Shear
 
     def sample_and_log_prob(self, key: Array, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -152,10 +153,11 @@ class _Spline:
 
     @classmethod
     def of(cls, x: np.ndarray, weights: np.ndarray) -> "_Spline | None":
+        """Lay the knots at quantiles; None where many values are equal."""
         order = np.argsort(x)
         knots = np.interp(np.linspace(*RANGE, NUM_KNOTS), np.cumsum(weights[order]), x[order])
-        if np.min(np.diff(knots)) < 1e-6 * (knots[-1] - knots[0]) or knots[-1] == knots[0]:
-            return None  # many equal values
+        if np.min(np.diff(knots)) <= 1e-6 * (knots[-1] - knots[0]):
+            return None
         columns, roots = basis(x, knots), np.sqrt(weights)
         orthogonal, triangle = np.linalg.qr(columns * roots[:, None])
         return cls(knots, columns, orthogonal, triangle, roots)

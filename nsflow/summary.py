@@ -72,9 +72,9 @@ def _alarms(state: State, estimate: Evidence) -> tuple[str, ...]:
         # A prior that is a large part of the mixture was chosen for it: the likelihood says little there.
         if share > max(0.05, 5 * num_draws[0] / sum(num_draws)):
             alarms.append(f"only the prior proposes {share:.0%} of the evidence: the flows miss it")
-        if state.frozen.efficiency < POOR:
-            share = state.frozen.efficiency
-            alarms.append(f"only {share:.1%} of the final draws count: evidence may be missing where few are made")
+        efficiency = state.frozen.efficiency
+        if efficiency < POOR:
+            alarms.append(f"only {efficiency:.1%} of the final draws count: evidence may be missing where few are made")
         unproposed_share = unproposed(state, estimate)
         if unproposed_share > 0:
             alarms.append(f"{unproposed_share:.0%} of the evidence seen in training lies where hardly any draw can")

@@ -92,10 +92,9 @@ def fit(
     """
     num_dims = x.shape[1]
     weights = np.exp(log_weights - np.logaddexp.reduce(log_weights))
-    squeezed = (np.abs(weights @ x) < 4) & (
-        shear is None
-    )  # what is left of a sheared coordinate is no prior's quantile
     straight = x if shear is None else shear.straighten(x)
+    # What a shear leaves of a coordinate is no quantile of the prior.
+    squeezed = (np.abs(weights @ x) < 4) & (shear is None)
     level = float(weights[weights > 0] @ log_likelihood[weights > 0])
     near = log_likelihood > level - DEPTH - num_dims
     whole = Gaussian.fit(_squeeze(straight, squeezed), log_weights)
