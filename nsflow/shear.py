@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 from nsflow.proposal import Proposal
 
 NUM_KNOTS = 7
-RANGE = (0.01, 0.99)  # quantiles between which the knots lie; beyond them a spline is a parabola
+RANGE = (0.005, 0.995)  # quantiles between which the knots lie; beyond them a spline is a straight line
 LEFT = 0.7  # of the variance that a straight line leaves: a curve that leaves less is taken; one of three may leave 2/3
 MIN_POINTS = 12.0  # effective points for each knot
 
@@ -127,7 +127,9 @@ class Sheared:
 
 
 def basis(x: Float[np.ndarray, " n"], knots: Float[np.ndarray, " k"]) -> Float[np.ndarray, "n k+2"]:
-    """Columns of a cubic spline between the outer knots, continued by its parabola: a parabola is met exactly.
+    """Columns of a cubic spline between the outer knots, continued by straight lines.
+
+    Continued by parabolas, a chain of ten coordinates, each the square of the last, threw draws beyond 1e300.
 
     References:
         Hastie, Tibshirani & Friedman (2009), *The Elements of Statistical Learning*, Eq. 5.3.
@@ -136,9 +138,9 @@ def basis(x: Float[np.ndarray, " n"], knots: Float[np.ndarray, " k"]) -> Float[n
     u = (x - knots[0]) / span
     inner = np.clip(u, 0, 1)
     beyond = (u - inner)[:, None]
-    cubes = np.maximum(inner[:, None] - np.append(0, (knots[1:-1] - knots[0]) / span), 0)
-    cubes = cubes**3 + 3 * cubes**2 * beyond + 3 * cubes * beyond**2
-    return np.column_stack([np.ones(len(u)), u, u**2, cubes])
+    steps = np.maximum(inner[:, None] - np.append(0, (knots[1:-1] - knots[0]) / span), 0)
+    cubes = steps**3 + 3 * steps**2 * beyond
+    return np.column_stack([np.ones(len(u)), u, inner * (2 * u - inner), cubes])
 
 
 @dataclass(frozen=True)
