@@ -20,7 +20,8 @@ from nsflow.thinning import MIN_CHANCE, Thinned, acceptance
 from nsflow.train import Training
 from nsflow.wide import Wide
 
-WORTH_A_SHEAR = 0.5  # nats of the held-out density that straightening curved ridges must gain
+KERNELS_GAIN = 0.2  # nats of held-out density for which curved ridges are straightened; kernels can bend by themselves
+GAUSSIAN_GAINS = 0.5  # the same of a Gaussian
 MOST = 0.4  # share of a batch that a component beside the newest flow gets
 KERNELS_SUFFICE = 0.7  # efficiency of thinned kernels, as the surrogate sees it, beyond which no flow is trained
 GAUSSIAN_SUFFICES = 0.9  # the same of a thinned Gaussian
@@ -36,11 +37,12 @@ def fit_cheap(key: Array, state: State, x: Float[np.ndarray, "n d"], log_weights
 
     Of a ridge b = 2 a^2 +- 0.05 in 6-d kernels lost the ends, 0.09 nats, and after 124 000 calls said nothing of it.
     """
-    fit = partial(Kernels.fit, key) if has_kernels(state) else partial(_fit_gaussian, state)
+    kernels, gaussian = partial(Kernels.fit, key), partial(_fit_gaussian, state)
+    fit, enough = (kernels, KERNELS_GAIN) if has_kernels(state) else (gaussian, GAUSSIAN_GAINS)
     shear = Shear.fit(x, log_weights)
     if not shear.is_straight:
         y = shear.straighten(x)
-        if _held_out(fit, y, log_weights) - _held_out(fit, x, log_weights) > WORTH_A_SHEAR:
+        if _held_out(fit, y, log_weights) - _held_out(fit, x, log_weights) > enough:
             return Sheared(fit(y, log_weights), shear)
     return fit(x, log_weights)
 
