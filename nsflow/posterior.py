@@ -92,7 +92,7 @@ def _freeze(key: Array, state: State, pilot: Batches) -> State:
     weights = optimal_weights(log_q, log_target, pilot.draws.log_Q, floor=np.array(floor))
     # A component of less than 5 % beyond its floor gains less than the evaluation of its density costs.
     kept = [(k, w) for k, w, f in zip(candidates, weights, floor, strict=True) if f > 0 or w > 0.05]
-    size = np.clip(state.settings.ess / 20, 200, 2000) / sum(w for _, w in kept)
+    size = np.clip(state.settings.ess / 40, 200, 2000) / sum(w for _, w in kept)
     num_draws = num_candidates(state, {k: max(2, round(size * w)) for k, w in kept})
     frozen = no_batches(state, num_draws)
     return replace(state, phase=Phase.FROZEN, frozen=frozen, num_planned=1, credits=())

@@ -12,10 +12,11 @@ from nsflow.proposal import MetaProposal, Proposal, log_prob
 
 Surrogate = Callable[[np.ndarray], np.ndarray]  # latent points, (n, d), to estimates of log L in nats, (n,)
 
-MIN_CHANCE = 0.1  # of a draw to pass, if the surrogate is good; one off by a nat lets everything pass
+MIN_CHANCE = 0.05  # of a draw to pass, if the surrogate is good; one off by a nat lets everything pass
 MIN_ACCEPTANCE = 0.1  # share of draws that pass; fewer would cost more time than the calls they save
-ENOUGH = 0.95  # efficiency of the draws that pass, as the surrogate sees it
-BOUNDS = np.linspace(0.0, 1.0, 21)  # quantiles of the estimated weight that are tried as bounds
+PRICE = 0.05  # relative gain of efficiency that a halved acceptance must bring, over log 2
+QUANTILES = np.linspace(0.0, 0.95, 20)  # of the estimated weight, tried as bounds
+NUM_BEYOND = 10  # bounds between the last of them and the largest weight, where the best of kernels lies
 
 
 @dataclass(frozen=True)
@@ -77,25 +78,26 @@ class Thinned:
         x, log_q = proposal.sample_and_log_prob(key, num_samples)
         x, log_q = np.asarray(x), np.asarray(log_q)
         kept = ~np.isnan(log_q)
-        thinned, best = cls(proposal, surrogate, prior, -np.inf, 1.0, min_chance, 0.0), 0.0  # lets everything pass
+        thinned, best = cls(proposal, surrogate, prior, -np.inf, 1.0, min_chance, 0.0), -np.inf  # lets everything pass
         if not np.any(kept):
             return thinned
         log_weights = thinned.estimate(x[kept], log_q[kept])
-        for log_bound in np.quantile(log_weights, BOUNDS):
+        quantiles = np.quantile(log_weights, QUANTILES)
+        beyond = np.linspace(quantiles[-1], np.max(log_weights), 1 + NUM_BEYOND)[1:]
+        for log_bound in np.concatenate([quantiles, beyond]):
             log_chance = np.clip(log_weights - log_bound, np.log(min_chance), 0.0)
             acceptance = float(np.sum(np.exp(log_chance))) / num_samples
-            efficiency = np.exp(
+            if acceptance < MIN_ACCEPTANCE:
+                break
+            log_efficiency = (
                 2 * np.logaddexp.reduce(log_weights)
                 - np.logaddexp.reduce(2 * log_weights - log_chance)
                 - np.log(num_samples * acceptance)
             )
-            if acceptance < MIN_ACCEPTANCE:
-                break
-            if efficiency > best:
-                best = efficiency
-                thinned = cls(proposal, surrogate, prior, float(log_bound), acceptance, min_chance, float(best))
-            if efficiency > ENOUGH:
-                break
+            score = log_efficiency + PRICE * np.log(acceptance)
+            if score > best:
+                best, efficiency = score, float(np.exp(log_efficiency))
+                thinned = cls(proposal, surrogate, prior, float(log_bound), acceptance, min_chance, efficiency)
         return thinned
 
     def sample_and_log_prob(self, key: Array, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
