@@ -117,12 +117,14 @@ def train_posterior(
     return [thinned, thin(key_thin_flow, state, fitted, Sheared(proposal, shear) if shear else proposal)], info
 
 
-def fit_surrogate(key: Array, state: State, shear: Shear | None = None) -> Surrogate:
+def fit_surrogate(
+    key: Array, state: State, shear: Shear | None = None, training: Training = surrogate.TRAINING
+) -> Surrogate:
     """Regress log L on all points so far."""
     points = state.points.select(state.points.log_likelihood > -np.inf)
     # Where a ladder got stuck one point may hold all of the evidence, and a covariance would be zero.
     log_weights = temper(truncate(points.log_posterior_weights), 2.0 * points.x.shape[1])
-    return surrogate.fit(key, points.x, points.log_likelihood, log_weights, shear=shear)
+    return surrogate.fit(key, points.x, points.log_likelihood, log_weights, shear=shear, training=training)
 
 
 def thin(key: Array, state: State, fitted: Surrogate, proposal: Proposal) -> Thinned:

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from nsflow import surrogate
 from nsflow.components import (
     MOST,
     allocate,
@@ -25,6 +26,7 @@ from nsflow.thinning import acceptance, at_most
 WORTHWHILE = 0.05  # share of the effective sample size that a further round must promise to save
 POOR = 0.5  # efficiency of a round below which more of them follow than planned, and networks are trained for longer
 LONGER = 10  # times the gradient steps then
+SETTLED = 3  # times the gradient steps of the last surrogate, by which most draws are thinned
 LEAST = 0.1  # share of a round for a component that proposed hardly any evidence in the last one
 PRIOR_FLOOR = 0.005  # least share of the prior in the frozen mixture: it bounds every weight
 BROAD_FLOOR = 0.02  # and of the broad level, which bounds them where the posterior has tails; and of mixed levels
@@ -79,7 +81,8 @@ def _freeze(key: Array, state: State, pilot: Batches) -> State:
     """Thin the newest components by all that is known now, and weigh their mixture on draws that trained none."""
     newest = [state.components[k] for k in state.newest]
     key_surrogate, *keys = jax.random.split(key, 1 + len(newest))
-    fitted = fit_surrogate(key_surrogate, state, shear_of(newest[-1]))
+    training = replace(surrogate.TRAINING, num_steps=SETTLED * surrogate.TRAINING.num_steps)
+    fitted = fit_surrogate(key_surrogate, state, shear_of(newest[-1]), training)
     state = state.add_trained(*(thin(k, state, fitted, q) for k, q in zip(keys, newest, strict=True)))
     broad = broad_level(state)
     candidates = sorted({PRIOR, broad, *state.modes, *state.newest})

@@ -61,7 +61,8 @@ def _squeeze(x: np.ndarray, squeezed: np.ndarray) -> np.ndarray:
     return np.where(squeezed, special.ndtr(x), x)
 
 
-TRAINING = Training(num_steps=3000, steps_per_score=500, patience=2, architecture=Architecture(64, 3, (1.0, 2.0, 4.0)))
+# No Fourier features: with those of up to four radians the error on rosenbrock-10 was 0.70 nats instead of 0.43.
+TRAINING = Training(num_steps=6000, steps_per_score=500, patience=4, architecture=Architecture(64, 3, ()))
 
 
 @float64

@@ -245,7 +245,9 @@ def curved(p):
     return -0.5 * (jnp.sum((z[1:] - 0.3 * z[0] ** 2) ** 2) / 0.2**2 + (z[0] - 1) ** 2)
 
 
-@pytest.mark.parametrize("proposal", [None, nsflow.GaussianMixtureEstimator((1, 2))])
+@pytest.mark.parametrize(
+    "proposal", [None, pytest.param(nsflow.GaussianMixtureEstimator((1, 2)), marks=pytest.mark.slow)]
+)
 def test_resumed_networks_have_the_same_bits(proposal, tmp_path, monkeypatch):
     """Flows, surrogate networks and mixtures of levels, killed after every eighth step."""
     monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)

@@ -70,7 +70,8 @@ def mass(flow):
     return np.exp(np.nan_to_num(np.asarray(flow.log_prob(points)), nan=-np.inf)).sum() * cell
 
 
-QUICK = {"flow matching", "denoising VP", "implicit", "action matching", "maximum likelihood"}
+# tests/test_diffusion_page.py teaches by flow, score and action matching, too.
+QUICK = {"flow matching", "maximum likelihood"}
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_start_from_another_model_saves_calls():
     assert warm.logZ_err < 0.05
 
 
-@pytest.mark.parametrize("centres", [(-3.0,), (-2.0, 2.0)])
+@pytest.mark.parametrize("centres", [(-3.0,), pytest.param((-2.0, 2.0), marks=pytest.mark.slow)])
 def test_wrong_start_leaves_the_evidence_right(centres):
     """Samples where no evidence is, or of one of two modes: pulls over seeds have mean 0 and variance 1."""
     runs = [run(*centres, start=around(2.0), seed=seed) for seed in range(6)]
