@@ -30,8 +30,10 @@ from nsflow.adapters.constrained import (
     Rejection,
     flatten,
 )
+from nsflow.adapters.lost import find_lost_modes
 from nsflow.adapters.nested import (
     NUM_VOLUMES,
+    LostMode,
     NestedResult,
     importance_evidence,
     insertion_p_values,
@@ -44,6 +46,7 @@ __all__ = [
     "IndependenceMH",
     "LatentSlice",
     "Learner",
+    "LostMode",
     "Mixture",
     "NestedResult",
     "Rejection",
@@ -51,6 +54,7 @@ __all__ = [
     "as_top_level_api",
     "build_kernel",
     "finalise",
+    "find_lost_modes",
     "init",
     "retrain",
 ]

@@ -25,6 +25,14 @@ class Evidence(NamedTuple):
     khat: float  # tail index of the weights in each shell, averaged by its evidence
 
 
+class LostMode(NamedTuple):
+    """A maximum around which a run has less of the evidence than there is."""
+
+    position: Any  # PyTree of one particle
+    share: float  # of the evidence, by Laplace's approximation
+    found: float  # share of the evidence that the run's samples have there
+
+
 @dataclass(frozen=True)
 class NestedResult:
     """A finished nested sampling run.
@@ -49,6 +57,8 @@ class NestedResult:
         Of all insertion ranks, and of the worst stretch of as many as there are live points.
     num_dropped
         Points left out of `samples`, since nothing above their contour was found for them.
+    lost_modes
+        From :func:`nsflow.adapters.blackjax.find_lost_modes`; empty unless that was called.
     alarms
         Reasons not to trust the evidence. One in a thousand correct runs has an insertion p-value below 1e-3, one in
         two thousand two evidences 3.5 errors apart.
@@ -66,6 +76,7 @@ class NestedResult:
     insertion_p_value: float
     worst_insertion_p_value: float
     num_dropped: int = 0
+    lost_modes: tuple[LostMode, ...] = ()
 
     @property
     def alarms(self) -> tuple[str, ...]:
@@ -82,6 +93,11 @@ class NestedResult:
             alarms.append(f"only {self.unique_fraction:.0%} of the live points were distinct: use a Mixture")
         if self.num_dropped:
             alarms.append(f"{self.num_dropped} points did not exceed their contour and were dropped: a plateau?")
+        alarms += [
+            f"a mode with {mode.share:.0%} of the evidence was lost, the run has {mode.found:.0%} there: "
+            "take more live points, or nsflow.run"
+            for mode in self.lost_modes
+        ]
         return tuple(alarms)
 
     def __str__(self) -> str:

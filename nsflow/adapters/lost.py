@@ -1,0 +1,156 @@
+"""Modes that a nested sampling run has lost: maxima above draws of the prior with less of the evidence than theirs."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array
+
+from nsflow.adapters.constrained import flatten
+from nsflow.adapters.nested import LostMode, NestedResult
+from nsflow.gaussian import Gaussian
+from nsflow.modes import Mode, ascend, basins, isolation, measure
+from nsflow.precision import float64
+
+MIN_SHARE = 0.01  # of the evidence that makes a mode worth an alarm
+LOST = 1 / 3  # of a mode's share, by Laplace's approximation, below which the run has lost it
+STEEP = 0.1  # gain in nats of a step of one width that tells the edge of a prior from a maximum within it
+FLAT = 0.5  # width, in deviations of the prior, beyond which a maximum is a ridge: two shells were called ten modes
+
+
+class _Target:
+    """Log of prior times likelihood of a flat vector, and its gradient; both together count as two calls."""
+
+    def __init__(self, log_density: Callable[[Array], Array], max_calls: int) -> None:
+        self._both = jax.jit(jax.value_and_grad(log_density))
+        self.max_calls = max_calls
+        self.num_calls = 0
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether another evaluation would exceed the calls allowed."""
+        return self.num_calls + 2 > self.max_calls
+
+    def __call__(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+        if self.is_exhausted:
+            return -np.inf, np.zeros(len(x))
+        self.num_calls += 2
+        value, gradient = self._both(x)
+        if not np.isfinite(value):
+            return -np.inf, np.zeros(len(x))
+        return float(value), np.nan_to_num(np.asarray(gradient), posinf=0.0, neginf=0.0)
+
+
+@float64
+def find_lost_modes(
+    result: NestedResult,
+    prior_draws: Any,
+    logprior_fn: Callable[[Any], Array],
+    loglikelihood_fn: Callable[[Any], Array],
+    max_calls: int = 5000,
+) -> NestedResult:
+    r"""Climb from draws of the prior, and compare what lies around the maxima with what the run has there.
+
+    Nested sampling loses a mode when its last live point dies below the mode's own contours, and nothing that it
+    records tells. But some draw of the prior may have stood on its slopes: local maxima among these are climbed from,
+    and each maximum :math:`m` has by Laplace's approximation the evidence
+
+    .. math:: Z_m = L(m)\, \pi(m) \sqrt{\det 2 \pi \Sigma}, \qquad \Sigma^{-1} = -\nabla\nabla \log L \pi .
+
+    A mode with a hundredth of the evidence, of which the run has less than a third, is lost, and sets an alarm. One
+    whose slopes no draw hit stays unseen; maxima on an edge of the prior or along a ridge have no such Gaussian and are
+    passed over.
+
+    Parameters
+    ----------
+    result
+        From `finalise`.
+    prior_draws
+        Positions drawn from the prior, such as those that `init` had; more of them find rarer modes.
+    logprior_fn
+        Log-prior of one particle, nats.
+    loglikelihood_fn
+        Log-likelihood of one particle, nats; differentiable.
+    max_calls
+        Likelihood calls not to be exceeded, a gradient with its value counting as two; those for the draws come on
+        top.
+
+    Returns
+    -------
+    The result with `lost_modes`, their alarms, and the calls counted.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from anesthetic import MCMCSamples
+    >>> normal = lambda x, mean: -0.5 * jnp.sum((x - mean) ** 2) - jnp.log(2 * jnp.pi)
+    >>> draws = np.random.default_rng(0).uniform(-20, 20, (500, 2))
+    >>> half = MCMCSamples(np.random.default_rng(1).normal(size=(500, 2)) - 9)
+    >>> result = NestedResult(half, -7.4, 0.1, -7.4, 0.1, 9000, 0.1, 0.5, 0.9, 0.5, 0.5)
+    >>> find_lost_modes(
+    ...     result, draws, lambda x: -2 * jnp.log(40.0), lambda x: jnp.logaddexp(normal(x, -9), normal(x, 9))
+    ... ).alarms
+    ('a mode with 50% of the evidence was lost, the run has 0% there: take more live points, or nsflow.run',)
+    """
+    prior_draws = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), prior_draws)
+    x = np.asarray(flatten(prior_draws))
+    _, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], prior_draws))
+
+    def log_density(vector: Array) -> Array:
+        position = unravel(vector)
+        return logprior_fn(position) + loglikelihood_fn(position)
+
+    values = np.asarray(jax.jit(jax.vmap(log_density))(x))
+    target = _Target(log_density, max_calls)
+    modes = _climb(target, x[values > -np.inf], values[values > -np.inf])
+    lost = tuple(
+        LostMode(unravel(jnp.asarray(mode.centre)), float(share), float(found))
+        for mode, share, found in zip(modes, *_shares(result, modes), strict=True)
+        if share > MIN_SHARE and found < LOST * share
+    )
+    return replace(result, lost_modes=lost, num_calls=result.num_calls + len(x) + target.num_calls)
+
+
+def _climb(target: _Target, x: np.ndarray, values: np.ndarray) -> list[Mode]:
+    """The maxima above the local maxima among draws of the prior, the most isolated ones first."""
+    if len(x) < 2:
+        return []
+    width = np.std(x, axis=0)
+    z = x / width
+    tops = np.unique(basins(z, values))
+    met: list[Mode] = []
+    is_peak: list[bool] = []
+
+    def scaled(z: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = target(z * width)
+        return value, gradient * width
+
+    for top in tops[np.argsort(-isolation(z, values, tops), kind="stable")]:
+        reach = 0.5 * np.min(np.linalg.norm(np.delete(z, top, axis=0) - z[top], axis=1))
+        centre, log_density = ascend(scaled, z[top], reach)
+        if any(np.sum(np.linalg.solve(mode.scale, centre * width - mode.centre) ** 2) < 1 for mode in met):
+            continue
+        mode = measure(scaled, centre, log_density)
+        slope = np.linalg.norm(mode.scale.T @ scaled(centre)[1])
+        if target.is_exhausted:  # its values are no longer the likelihood's
+            break
+        met.append(Mode(centre * width, log_density, width[:, None] * mode.scale))
+        is_peak.append(bool(slope < STEEP and np.linalg.norm(mode.scale, 2) < FLAT))
+    return [mode for mode, peak in zip(met, is_peak, strict=True) if peak]
+
+
+def _shares(result: NestedResult, modes: list[Mode]) -> tuple[np.ndarray, np.ndarray]:
+    """Share of the evidence of each mode: by its Gaussian, and by the samples at which that is the highest."""
+    if not modes:
+        return np.zeros(0), np.zeros(0)
+    log_evidence = np.array([mode.log_evidence for mode in modes])
+    x = np.asarray(result.samples)[:, : len(modes[0].centre)].astype(float)
+    weights = np.asarray(result.samples.get_weights())
+    log_density = np.stack([mode.log_evidence + Gaussian(mode.centre, mode.scale).log_prob(x) for mode in modes])
+    found = np.bincount(np.argmax(log_density, axis=0), weights=weights, minlength=len(modes)) / np.sum(weights)
+    logZ = max(result.logZ, np.logaddexp.reduce(log_evidence))
+    return np.exp(log_evidence - logZ), found * np.exp(result.logZ - logZ)

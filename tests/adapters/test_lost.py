@@ -1,0 +1,97 @@
+"""Lost modes: found where a draw of the prior stood on their slopes, and no alarm where nothing is lost."""
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from anesthetic import MCMCSamples
+
+from nsflow.adapters.blackjax import find_lost_modes
+from nsflow.adapters.nested import NestedResult
+
+BOX = 8.0
+LOG_Z = -2 * np.log(2 * BOX)  # of a normalised likelihood within the box
+NARROW = np.array([4.0, 4.0])
+DRAWS = np.random.default_rng(0).uniform(-BOX, BOX, (1000, 2))  # five of them on the slopes of the narrow mode
+
+
+def log_prior(x):
+    return jnp.where(jnp.all(jnp.abs(x) < BOX), LOG_Z, -jnp.inf)
+
+
+def normal(x, mean, width):
+    return -0.5 * jnp.sum(((x - mean) / width) ** 2) - 2 * jnp.log(width) - jnp.log(2 * jnp.pi)
+
+
+def two_modes(x):
+    """A third of the evidence in a mode of width 0.1."""
+    return jnp.logaddexp(normal(x, 0.0, 1.0) + jnp.log(2 / 3), normal(x, jnp.asarray(NARROW), 0.1) + jnp.log(1 / 3))
+
+
+def result_of(x, weights=None, logZ=LOG_Z):
+    return NestedResult(MCMCSamples(x, weights=weights), logZ, 0.1, logZ, 0.1, 9000, 0.1, 0.5, 0.9, 0.5, 0.5)
+
+
+def samples(num_narrow):
+    rng = np.random.default_rng(1)
+    return np.concatenate([rng.normal(size=(2000, 2)), NARROW + 0.1 * rng.normal(size=(num_narrow, 2))])
+
+
+def test_a_lost_mode_sets_an_alarm_with_its_share():
+    result = find_lost_modes(result_of(samples(0), logZ=LOG_Z + np.log(2 / 3)), DRAWS, log_prior, two_modes)
+    (mode,) = result.lost_modes
+    np.testing.assert_allclose(mode.position, NARROW, atol=0.01)
+    assert mode.share == pytest.approx(1 / 3, abs=0.01)
+    assert mode.found == 0
+    assert [alarm for alarm in result.alarms if "33%" in alarm]
+    assert str(result).count("ALARM") == 1
+
+
+@pytest.mark.parametrize(("num_narrow", "is_lost"), [(1000, False), (500, False), (150, True)])
+def test_less_than_a_third_of_its_share_is_lost(num_narrow, is_lost):
+    """The narrow mode has 0.33, 0.2 and 0.07 of the samples where it should have 0.33."""
+    result = find_lost_modes(result_of(samples(num_narrow)), DRAWS, log_prior, two_modes)
+    assert bool(result.lost_modes) == is_lost == bool(result.alarms)
+
+
+def test_weights_count():
+    x = samples(1000)
+    result = find_lost_modes(result_of(x, np.where(x[:, 0] > 3, 0.1, 1.0)), DRAWS, log_prior, two_modes)
+    assert result.lost_modes[0].found == pytest.approx(100 / 2100, abs=0.01)
+
+
+def test_positions_are_trees_and_calls_are_counted():
+    tree = {"a": DRAWS[:, 0].astype(np.float32), "b": DRAWS[:, 1:].astype(np.float32)}
+    vector = lambda p: jnp.append(p["a"], p["b"])  # noqa: E731
+    before = result_of(samples(0))
+    after = find_lost_modes(before, tree, lambda p: log_prior(vector(p)), lambda p: two_modes(vector(p)))
+    assert after.lost_modes[0].position["b"] == pytest.approx(4.0, abs=0.01)
+    assert 1000 < after.num_calls - before.num_calls < 2500
+    few = find_lost_modes(before, tree, lambda p: log_prior(vector(p)), lambda p: two_modes(vector(p)), max_calls=20)
+    assert 1000 < few.num_calls - before.num_calls <= 1020
+    assert few.lost_modes == ()
+
+
+@pytest.mark.parametrize("log_likelihood", [lambda x: jnp.sum(x), lambda x: 0.0 * x[0], lambda x: -jnp.inf * x[0] ** 2])
+def test_edges_plateaus_and_nothing_are_no_modes(log_likelihood):
+    """A maximum in the corner of the prior has no Gaussian around it, a plateau none narrower than the prior."""
+    near_corner = BOX - np.random.default_rng(2).exponential(size=(500, 2))
+    result = find_lost_modes(result_of(near_corner, logZ=2 * BOX + LOG_Z), DRAWS, log_prior, log_likelihood)
+    assert result.lost_modes == ()
+
+
+def test_a_ridge_is_not_as_many_modes_as_climbs_end_on_it():
+    """A circle: each climb ends on another point of it, and the samples lie on one half alone."""
+
+    def circle(x):
+        return -0.5 * ((jnp.linalg.norm(x) - 4) / 0.1) ** 2 - jnp.log(8 * jnp.pi * 0.1 * jnp.sqrt(2 * jnp.pi))
+
+    angle = np.random.default_rng(3).uniform(0, np.pi, 1000)
+    half = 4 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    assert find_lost_modes(result_of(half), DRAWS, log_prior, circle).lost_modes == ()
+
+
+def test_few_draws_are_no_error():
+    result = result_of(samples(0))
+    assert replace(find_lost_modes(result, DRAWS[:1], log_prior, two_modes), num_calls=9000) == result
