@@ -146,7 +146,7 @@ def test_frozen_mixture_begins_without_draws_and_favours_the_posterior():
     state, pilot = extend(jax.random.key(1), state, no_batches(state, {0: 100, 1: 900}))
     state = posterior_phase._freeze(jax.random.key(3), learn(state, pilot, np.ones(100, bool)), pilot)
     prior, thinned = state.frozen.components
-    assert (state.phase, prior, state.frozen.num_batches, state.num_planned) == (Phase.FROZEN, 0, 0, 1)
+    assert (state.phase, prior, state.frozen.num_batches, state.num_planned) == (Phase.FROZEN, 0, 0, 2)
     assert len(state.frozen.draws.x) == len(state.frozen.log_likelihood) == len(state.frozen.log_prior) == 0
     # The prior has half a per cent of the calls, at least two; w = Z / Q is constant where its part is small.
     num_prior, num_thinned = state.frozen.proposal.num_draws
