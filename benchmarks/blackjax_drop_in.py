@@ -53,8 +53,7 @@ def run_cell(sampler: str, name: str, seed: int) -> dict[str, Any]:
             log_prior, log_likelihood, max(6, problem.dim), NUM_DELETE, nsflow_blackjax.Mixture()
         )
     key, key_init = jax.random.split(jax.random.key(seed))
-    draws = jax.random.uniform(key_init, (NUM_LIVE, problem.dim))
-    state = algorithm.init(draws)
+    state = algorithm.init(jax.random.uniform(key_init, (NUM_LIVE, problem.dim)))
     step, dead, num_calls, first = jax.jit(algorithm.step), [], NUM_LIVE, 0.0
     while state.integrator.logZ_live - state.integrator.logZ > -3:
         key, key_step = jax.random.split(key)
@@ -82,6 +81,7 @@ def run_cell(sampler: str, name: str, seed: int) -> dict[str, Any]:
             "num_calls": num_calls,
         }
     result = nsflow_blackjax.finalise(state, dead)
+    draws = jax.random.uniform(jax.random.fold_in(key_init, 1), (5 * NUM_LIVE, problem.dim))
     result = nsflow_blackjax.find_lost_modes(result, draws, log_prior, log_likelihood)
     return row | {
         "logZ_error": result.logZ - problem.logz,

@@ -28,8 +28,8 @@ POOR = 0.5  # efficiency of a round below which more of them follow than planned
 LONGER = 10  # times the gradient steps then
 SETTLED = 3  # times the gradient steps of the last surrogate, by which most draws are thinned
 LEAST = 0.1  # share of a round for a component that proposed hardly any evidence in the last one
-# Draws over the wanted effective samples that judge the rounds. A fortieth of them gave a round of rosenbrock-10 with an
-# efficiency of 0.001 so much credit that 30 000 draws had an effective sample size of 17.
+# Draws over the wanted effective samples that judge the rounds. By a fortieth of them, a round of rosenbrock-10 with an
+# efficiency of 0.001 had so much credit that 30 000 draws had an effective sample size of 17.
 FIRST_LOOK = 0.2
 PRIOR_FLOOR = 0.005  # least share of the prior in the frozen mixture: it bounds every weight
 BROAD_FLOOR = 0.02  # and of the broad level, which bounds them where the posterior has tails; and of mixed levels
