@@ -83,6 +83,11 @@ def find_lost_modes(
     -------
     The result with `lost_modes`, their alarms, and the calls counted.
 
+    Raises
+    ------
+    ValueError
+        If the leaves of `prior_draws` disagree on the number of positions, or there are fewer than two.
+
     Examples
     --------
     >>> import jax.numpy as jnp
@@ -96,6 +101,12 @@ def find_lost_modes(
     ... ).alarms
     ('a mode with 50% of the evidence was lost, the run has 0% there: take more live points, or nsflow.run',)
     """
+    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(prior_draws)}
+    if len(sizes) != 1 or sizes <= {(), (0,), (1,)}:
+        raise ValueError(
+            "`prior_draws` expected a PyTree of arrays, two or more positions along the first axis of each; "
+            f"got leading axes {sorted(sizes)}."
+        )
     prior_draws = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), prior_draws)
     x = np.asarray(flatten(prior_draws))
     _, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], prior_draws))
@@ -117,7 +128,7 @@ def find_lost_modes(
 
 def _climb(target: _Target, x: np.ndarray, values: np.ndarray) -> list[Mode]:
     """The maxima above the local maxima among draws of the prior, the most isolated ones first."""
-    if len(x) < 2:
+    if len(x) < 2:  # of those with a likelihood
         return []
     width = np.std(x, axis=0)
     z = x / width

@@ -1,7 +1,5 @@
 """Lost modes: found where a draw of the prior stood on their slopes, and no alarm where nothing is lost."""
 
-from dataclasses import replace
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -92,6 +90,7 @@ def test_a_ridge_is_not_as_many_modes_as_climbs_end_on_it():
     assert find_lost_modes(result_of(half), DRAWS, log_prior, circle).lost_modes == ()
 
 
-def test_few_draws_are_no_error():
-    result = result_of(samples(0))
-    assert replace(find_lost_modes(result, DRAWS[:1], log_prior, two_modes), num_calls=9000) == result
+@pytest.mark.parametrize("draws", [DRAWS[:1], DRAWS[:0], {"a": DRAWS[:, 0], "b": DRAWS[:5, 1]}, {}, 1.0])
+def test_too_few_draws_are_refused(draws):
+    with pytest.raises(ValueError, match="`prior_draws` expected a PyTree of arrays, two or more positions"):
+        find_lost_modes(result_of(samples(0)), draws, log_prior, two_modes)
