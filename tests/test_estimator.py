@@ -31,7 +31,14 @@ ESTIMATORS = {
     "score matching": FlowEstimator(Training(**vars(SMALL) | {"objective": DenoisingScoreMatching(SMALL.path)})),
     "discrete flow": DiscreteFlowEstimator(num_layers=2, width=16, max_epochs=10),
 }
-EVERY = pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
+# A flow taught by score matching is compiled for a minute and is made like the others.
+EVERY = pytest.mark.parametrize(
+    "estimator",
+    [
+        pytest.param(estimator, id=name, marks=pytest.mark.slow if name == "score matching" else ())
+        for name, estimator in ESTIMATORS.items()
+    ],
+)
 POINTS = np.random.default_rng(0).normal(size=(2000, 2)) * [1.0, 0.3] + [2.0, -1.0]
 POINTS[:, 1] += 0.5 * POINTS[:, 0] ** 2
 

@@ -75,7 +75,10 @@ def exact_mixed():
     return logsumexp(terms), np.exp(terms - logsumexp(terms))
 
 
-@pytest.mark.parametrize("kind", [lambda f: f, nsflow.HostLikelihood], ids=["jax", "host"])
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(lambda f: f, id="jax"), pytest.param(nsflow.HostLikelihood, id="host", marks=pytest.mark.slow)],
+)
 def test_evidence_with_an_integer(kind):
     prior = nsflow.Prior({"k": COUNT, "x": dist.Uniform(0.0, 10.0)})
     logZ, probabilities = exact_mixed()

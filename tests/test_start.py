@@ -30,7 +30,8 @@ def test_start_from_another_model_saves_calls():
     old, _ = run(0.0)
     cold, _ = run(0.1)
     warm, logZ = run(0.1, start=old)
-    assert warm.num_calls < 0.9 * cold.num_calls
+    # Runs end beyond their target by up to a batch, so calls are counted for each effective sample.
+    assert warm.num_calls / warm.ess < 0.9 * cold.num_calls / cold.ess
     assert abs(warm.logZ - logZ) < 5 * warm.logZ_err
     assert warm.logZ_err < 0.05
 
