@@ -1,6 +1,6 @@
 """Modes: local maxima that a ladder of contours may have left behind, and Gaussians around them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ from scipy.spatial import KDTree
 
 from nsflow.batch import show, split
 from nsflow.failure import LikelihoodError, describe
+from nsflow.gaussian import Gaussian
 from nsflow.host import HostLikelihood
 from nsflow.journal import Recorded, bare
 from nsflow.likelihood import Likelihood, evaluate
@@ -104,6 +105,21 @@ class Mode(NamedTuple):
     def log_evidence(self) -> float:
         """Laplace's approximation of the evidence of this mode, in nats."""
         return self.log_density + float(np.sum(np.log(np.diag(self.scale)) + 0.5 * np.log(2 * np.pi)))
+
+    def contains(self, centre: Float[np.ndarray, " d"]) -> bool:
+        """Whether an ascent that ended there ended in this mode."""
+        return bool(np.sum(np.linalg.solve(self.scale, centre - self.centre) ** 2) < 1)
+
+
+def highest_mode(modes: Sequence[Mode], x: Float[np.ndarray, "n d"]) -> Int[np.ndarray, " n"]:
+    """Index of the mode whose Gaussian, with the mode's evidence, is the highest at each point."""
+    return np.argmax([mode.log_evidence + Gaussian(mode.centre, mode.scale).log_prob(x) for mode in modes], axis=0)
+
+
+def share_of_evidence(modes: Sequence[Mode], logZ: float) -> Float[np.ndarray, " m"]:
+    """Share of the evidence that each mode has by Laplace's approximation: of logZ, or of all modes if that is more."""
+    log_evidence = np.array([mode.log_evidence for mode in modes])
+    return np.exp(log_evidence - max(logZ, np.logaddexp.reduce(log_evidence)))
 
 
 def basins(x: Float[np.ndarray, "n d"], log_density: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:

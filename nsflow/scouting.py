@@ -8,9 +8,8 @@ from jaxtyping import Array
 from scipy import special
 from scipy.spatial import KDTree
 
-from nsflow.gaussian import Gaussian
 from nsflow.kernels import Kernels
-from nsflow.modes import Mode, Target, ascend, basins, isolation, measure
+from nsflow.modes import Mode, Target, ascend, basins, highest_mode, isolation, measure, share_of_evidence
 from nsflow.points import Points
 from nsflow.state import PRIOR, Phase, State, StepInfo, describe, draw, log_mixture
 
@@ -121,9 +120,7 @@ def _search(state: State, starts: dict[int, float]) -> Search:
         rarity: list[float] = []
         for start in list(starts)[i : i + NUM_CLIMBERS]:
             centre, log_density = ascend(target, state.points.x[start], reach[start])
-            if log_density == -np.inf or any(
-                _is_within(centre, mode) for mode in (*state.summits, *found.summits, *new)
-            ):
+            if log_density == -np.inf or any(mode.contains(centre) for mode in (*state.summits, *found.summits, *new)):
                 continue
             mode = measure(target, centre, log_density, state.problem.prior.step_widths(centre))
             if target.is_exhausted:  # its values are no longer the likelihood's
@@ -156,11 +153,8 @@ def _num_scouts(state: State, found: Search) -> float:
     x = state.points.x[state.points.is_prior]
     summits = KDTree(_even(np.stack([mode.centre for mode in modes])))
     nearest = np.asarray(summits.query(_even(state.points.x[_maxima(state.points)]))[1])
-    highest = np.argmax([mode.log_evidence + Gaussian(mode.centre, mode.scale).log_prob(x) for mode in modes], axis=0)
-    hits = np.maximum(*(np.bincount(mode, minlength=len(modes)) for mode in (nearest, highest)))
-    log_evidence = np.array([mode.log_evidence for mode in modes])
-    logZ = np.logaddexp.reduce(state.points.log_posterior_weights)
-    share = np.exp(log_evidence - max(logZ, np.logaddexp.reduce(log_evidence)))
+    hits = np.maximum(*(np.bincount(mode, minlength=len(modes)) for mode in (nearest, highest_mode(modes, x))))
+    share = share_of_evidence(modes, np.logaddexp.reduce(state.points.log_posterior_weights))
     excess = share * len(x) / np.maximum(hits, 1)
     is_asking = (np.arange(len(modes)) >= len(state.summits)) & (share > MIN_SHARE) & (excess > USUAL)
     return float(np.max(PATIENCE * excess, initial=found.num_scouts, where=is_asking))
@@ -181,8 +175,3 @@ def _coverage(state: State, modes: list[Mode]) -> np.ndarray:
     log_Q = np.logaddexp(log_mixture(state, centres), np.log(state.points.num_prior) + log_prior)
     log_coverage = [mode.log_evidence - (mode.log_density - q) for mode, q in zip(modes, log_Q, strict=True)]
     return np.exp(np.minimum(log_coverage, ENDLESS))
-
-
-def _is_within(centre: np.ndarray, mode: Mode) -> bool:
-    """Whether an ascent ended in a maximum that is known."""
-    return bool(np.sum(np.linalg.solve(mode.scale, centre - mode.centre) ** 2) < 1)

@@ -11,8 +11,8 @@ ROOT = Path(nsflow.__file__).parent
 # Each imports only from those before it.
 ORDER = (
     "precision", "shapes", "interrupt", "quantile", "parameter", "discrete", "periodic", "cube", "distribution",
-    "prior", "batch", "failure", "workers", "host", "journal", "likelihood", "modes",
-    "gaussian", "base", "pushforward", "path", "schedule", "process", "coupling", "ode",
+    "prior", "batch", "failure", "workers", "host", "journal", "likelihood", "gaussian", "modes",
+    "base", "pushforward", "path", "schedule", "process", "coupling", "ode",
     "objective", "score_matching", "action_matching", "maximum_likelihood", "velocity", "train", "flow",
     "energy", "langevin", "sde", "proposal", "shear", "surrogate", "online",
     "evidence", "kernels", "wide", "estimator", "thinning", "points", "fresh", "state", "progress",

@@ -12,8 +12,7 @@ from jaxtyping import Array
 
 from nsflow.adapters.constrained import flatten
 from nsflow.adapters.nested import LostMode, NestedResult
-from nsflow.gaussian import Gaussian
-from nsflow.modes import Mode, ascend, basins, isolation, measure
+from nsflow.modes import Mode, ascend, basins, highest_mode, isolation, measure, share_of_evidence
 from nsflow.precision import float64
 
 MIN_SHARE = 0.01  # of the evidence that makes a mode worth an alarm
@@ -143,7 +142,7 @@ def _climb(target: _Target, x: np.ndarray, values: np.ndarray) -> list[Mode]:
     for top in tops[np.argsort(-isolation(z, values, tops), kind="stable")]:
         reach = 0.5 * np.min(np.linalg.norm(np.delete(z, top, axis=0) - z[top], axis=1))
         centre, log_density = ascend(scaled, z[top], reach)
-        if any(np.sum(np.linalg.solve(mode.scale, centre * width - mode.centre) ** 2) < 1 for mode in met):
+        if any(mode.contains(centre * width) for mode in met):
             continue
         mode = measure(scaled, centre, log_density)
         slope = np.linalg.norm(mode.scale.T @ scaled(centre)[1])
@@ -158,10 +157,9 @@ def _shares(result: NestedResult, modes: list[Mode]) -> tuple[np.ndarray, np.nda
     """Share of the evidence of each mode: by its Gaussian, and by the samples at which that is the highest."""
     if not modes:
         return np.zeros(0), np.zeros(0)
-    log_evidence = np.array([mode.log_evidence for mode in modes])
     x = np.asarray(result.samples)[:, : len(modes[0].centre)].astype(float)
     weights = np.asarray(result.samples.get_weights())
-    log_density = np.stack([mode.log_evidence + Gaussian(mode.centre, mode.scale).log_prob(x) for mode in modes])
-    found = np.bincount(np.argmax(log_density, axis=0), weights=weights, minlength=len(modes)) / np.sum(weights)
-    logZ = max(result.logZ, np.logaddexp.reduce(log_evidence))
-    return np.exp(log_evidence - logZ), found * np.exp(result.logZ - logZ)
+    found = np.bincount(highest_mode(modes, x), weights=weights, minlength=len(modes)) / np.sum(weights)
+    share = share_of_evidence(modes, result.logZ)
+    # Of the same whole as the modes' shares, which is more than the run's evidence where it has lost one.
+    return share, found * share[0] / np.exp(modes[0].log_evidence - result.logZ)
