@@ -128,8 +128,8 @@ class Kernels:
             log_local = np.log1p(-self.tails) - np.sum(log_scales, axis=1)
             log_outer = np.log(self.tails) - np.sum(log_scales[:, :-1], axis=1) - special.log_ndtr(-np.abs(centre))
         kernels = _Kernels(
-            whiten,
-            np.einsum("mij,mj->mi", whiten, self.centres),
+            np.transpose(whiten, (2, 1, 0)).reshape(num_dims, num_dims * num_kernels),
+            np.einsum("mij,mj->im", whiten, self.centres),
             log_local + _log_t_norm(self.dof, num_dims),
             log_outer + _log_t_norm(self.dof, num_dims - 1) - 0.5 * LOG_2PI,
             centre,
@@ -139,8 +139,8 @@ class Kernels:
 
 
 class _Kernels(NamedTuple):
-    whiten: Any  # (m, d, d), to the whitened coordinates, of which the last alone sees the tail's
-    shift: Any  # (m, d), the whitened centres
+    whiten: Any  # (d, d m), to the whitened coordinates of all kernels, of which each last one alone sees the tail's
+    shift: Any  # (d, m), the whitened centres
     log_local: Any  # (m,), norm of the kernel
     log_outer: Any  # (m,), of its marginal times the tail
     centre: Any  # (m,), the coordinate from which the tail begins
@@ -164,9 +164,10 @@ def _log_prob(x: Array, kernels: _Kernels, dof: int) -> Array:
         return jax.lax.integer_pow(jax.lax.rsqrt(scale * (1 + distance / dof)), n)
 
     def one(x: Array) -> Array:
-        white = jnp.einsum("mij,j->mi", whiten, x) - shift
-        others = jnp.sum(white[:, :-1] ** 2, axis=1)
-        local = t(others + white[:, -1] ** 2, log_local, num_dims)
+        # One matrix product for all kernels: with one for each a point took 27 microseconds in 2-d instead of 7.
+        white = (x @ whiten).reshape(shift.shape) - shift
+        others = jnp.sum(white[:-1] ** 2, axis=0)
+        local = t(others + white[-1] ** 2, log_local, num_dims)
         x_tail = x[tail]
         is_beyond = (jnp.abs(x_tail) > jnp.abs(centre)) & (x_tail * centre > 0)
         outer = t(others, log_outer, num_dims - 1) * jnp.exp(-0.5 * x**2)[tail]
