@@ -122,6 +122,11 @@ ADVICE = (
         "doubled, until two runs agree.",
     ),
     (
+        "goes on where hardly any draw",
+        "The posterior is a narrow, curved ridge, and log Z is low by its end. Take parameters in which it is less "
+        "curved, or double `Settings(num_live=...)`, and compare several seeds.",
+    ),
+    (
         "the ladder stopped where",
         "A narrow peak may lie above the last contour. Raise `Settings(num_live=...)` and compare the highest log L.",
     ),

@@ -48,10 +48,14 @@ class Target:
             )
 
     @property
+    def price(self) -> int:
+        """Likelihood calls of a value with its gradient."""
+        return 2 if self._gradient is not None else 2 * self.prior.num_dims + 1
+
+    @property
     def is_exhausted(self) -> bool:
         """Whether another evaluation would exceed the calls allowed."""
-        price = 2 if self._gradient is not None else 2 * self.prior.num_dims + 1
-        return self.num_calls + price > self.max_calls
+        return self.num_calls + self.price > self.max_calls
 
     def __call__(self, x: Float[np.ndarray, " d"]) -> tuple[float, Float[np.ndarray, " d"]]:
         """Value in nats and gradient at one point; -inf and zero where the likelihood is zero or NaN."""
@@ -181,7 +185,7 @@ Function = Callable[[np.ndarray], tuple[float, np.ndarray]]  # of a point: value
 
 
 def ascend(
-    target: Function, start: Float[np.ndarray, " d"], reach: float = 1.0
+    target: Function, start: Float[np.ndarray, " d"], reach: float = 1.0, tolerance: float = 1e-9
 ) -> tuple[Float[np.ndarray, " d"], float]:
     """Climb from a point to the maximum above it.
 
@@ -190,6 +194,7 @@ def ascend(
         start: Where to start, shape ``(d,)``.
         reach: Length of the first step, which knows no curvature yet. One beyond the basin ends on another maximum: of
             a core within a shell in 4-d, half of the evidence was lost by steps of one latent unit.
+        tolerance: Relative gain of a step with which the climb ends.
 
     Returns:
         The best point met and its value.
@@ -208,7 +213,8 @@ def ascend(
         # The line search turns back from a large number; infinity would end it.
         return (-value if value > -np.inf else 1e300), -reach * gradient
 
-    minimize(negative, np.zeros(len(start)), jac=True, method="L-BFGS-B", options={"maxfun": MAX_EVALUATIONS})
+    options = {"maxfun": MAX_EVALUATIONS, "ftol": tolerance}
+    minimize(negative, np.zeros(len(start)), jac=True, method="L-BFGS-B", options=options)
     return best
 
 

@@ -162,6 +162,8 @@ class State:
     num_rounds: int = 0  # posterior rounds made
     num_waits: int = 0  # batches drawn since the contour last moved
     num_restarts: int = 0
+    num_searches: int = 0  # searches for ridges made
+    beyond: float = 0.0  # share of the evidence that the last of them saw where hardly any draw is made
     rounds: tuple[Batches, ...] = ()  # draws of the posterior rounds, as their proposals were then
     credits: tuple[float, ...] = ()  # how much a draw of each round counts, where a frozen one counts for one
     frozen: Batches | None = None

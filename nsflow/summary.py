@@ -11,6 +11,8 @@ from nsflow.frozen import POOR, unproposed
 from nsflow.results import Results
 from nsflow.state import Phase, State, StepInfo
 
+UNFOLLOWED = 0.005  # share of the evidence on a ridge beyond the draws: half of the error at an ESS of 10 000
+
 
 def summarise(
     state: State,
@@ -81,6 +83,8 @@ def _alarms(state: State, estimate: Evidence) -> tuple[str, ...]:
     missed = max((_lacks(r.estimate(), estimate) for r in state.rounds), default=0.0)
     if missed > 0:
         alarms.append(f"a posterior round missed {missed:.0%} of the evidence found later: more may be missing")
+    if state.beyond > UNFOLLOWED:
+        alarms.append(f"a ridge with {state.beyond:.1%} of the evidence goes on where hardly any draw is made")
     if state.unseen > 0.1:
         alarms.append(
             f"the ladder stopped where {state.unseen:.0%} of the evidence may lie above it: a spike may be lost"

@@ -1,0 +1,170 @@
+"""Ridges: what a proposal misses of one with a known density, and what a run does about it."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from scipy import stats
+
+import nsflow
+from nsflow import ridges, summary
+from nsflow.host import HostLikelihood
+from nsflow.likelihood import JaxLikelihood
+from nsflow.modes import Target
+from nsflow.points import Points
+from nsflow.proposal import MetaProposal
+from nsflow.state import extend, no_batches
+
+WIDTH = 0.05
+PRIOR = nsflow.Prior({"a": dist.Normal(0, 1), "b": dist.Uniform(-40, 40), "c": dist.Normal(0, 1)})
+
+
+def log_likelihood(p, xp=jnp):
+    """The posterior of a is its prior N(0, 1), and b is 2 a^2 +- 0.05."""
+    return -0.5 * ((p["b"] - 2 * p["a"] ** 2) / WIDTH) ** 2 - np.log(WIDTH * np.sqrt(2 * np.pi)) + 0.0 * xp.sin(p["c"])
+
+
+class Posterior:
+    """The exact posterior, where a is less than some bound; beyond, exp(-40) of it."""
+
+    def __init__(self, largest):
+        self.largest = largest
+
+    def log_prob(self, x):
+        p = {name: np.asarray(value) for name, value in PRIOR.forward(x).items()}
+        density = log_likelihood(p, np) + np.asarray(PRIOR.latent_log_prob(x)) + np.log(80)
+        return density - 40 * (p["a"] > self.largest) - stats.norm.logcdf(self.largest)
+
+    def sample_and_log_prob(self, key, num_samples):
+        raise NotImplementedError  # a search asks for densities alone
+
+    @property
+    def alone(self):
+        return MetaProposal((self,), (1,))
+
+    def points(self, num_points):
+        """Draws of it as points of equal weight."""
+        rng = np.random.default_rng(0)
+        a = rng.normal(size=10 * num_points)
+        a = a[a < self.largest][:num_points]
+        b = 2 * a**2 + WIDTH * rng.normal(size=num_points)
+        params = {"a": a, "b": b, "c": rng.normal(size=num_points)}
+        x = np.stack([a, stats.norm.ppf((b + 40) / 80), params["c"]], axis=1)
+        log_flows = np.log(num_points) + self.log_prob(x)
+        log_prior = np.asarray(PRIOR.latent_log_prob(x))
+        return Points(x, log_likelihood(params, np), log_prior, log_flows, np.zeros(num_points, bool), 1)
+
+
+def target(max_calls=4000, *, host=False):
+    likelihood = (
+        HostLikelihood(lambda p: log_likelihood(p, np), vectorized=True) if host else JaxLikelihood(log_likelihood)
+    )
+    return Target(likelihood, PRIOR, max_calls=max_calls)
+
+
+@pytest.mark.parametrize("largest", [0.8, 1.3])
+def test_the_lost_end_of_a_ridge_is_found_with_its_share_of_the_evidence(largest):
+    """The first place is within a step of where the draws end, and half of its step may lie on either side."""
+    posterior = Posterior(largest)
+    found = ridges.find(target(), posterior.points(2000), posterior.alone)
+    a, b = (np.asarray(PRIOR.forward(found.centres)[name]) for name in "ab")
+    assert np.all(a > largest)
+    assert np.max(a) > largest + 1
+    assert np.max(np.abs(b - 2 * a**2)) < WIDTH
+    lost = stats.norm.sf([largest, largest + 0.5]) / stats.norm.cdf(largest)
+    assert lost[1] < found.share < 1.25 * lost[0]
+
+
+def test_kernels_lie_along_the_ridge():
+    """As narrow as the ridge across it, and with the slope db/da = 4 a."""
+    posterior = Posterior(0.8)
+    found = ridges.find(target(), posterior.points(2000), posterior.alone)
+    for centre, scale in zip(found.centres, found.scales, strict=True):
+        covariance = scale @ scale.T
+        assert np.all(np.diag(scale) > 0)
+        assert np.allclose(np.triu(scale, 1), 0)
+        a = centre[0]
+        slope = 4 * a / 80 / stats.norm.pdf(centre[1])  # in latent space
+        across = np.array([-slope, 1, 0]) / np.hypot(1, slope)
+        along = np.array([1, slope, 0]) / np.hypot(1, slope)
+        assert np.sqrt(across @ covariance @ across) < 0.3 * np.sqrt(along @ covariance @ along)
+
+
+@pytest.mark.parametrize("host", [False, True])
+def test_a_proposal_that_covers_the_posterior_has_no_ridges(host):
+    posterior = Posterior(np.inf)
+    search = target(host=host)
+    found = ridges.find(search, posterior.points(2000), posterior.alone)
+    assert (len(found.centres), found.share) == (0, 0.0)
+    assert search.num_calls < 700 if host else search.num_calls < 200
+
+
+@pytest.mark.parametrize("max_calls", [1, 40, 100, 200])
+def test_a_search_keeps_to_its_calls_and_to_what_it_has_measured(max_calls):
+    posterior = Posterior(0.8)
+    search = target(max_calls)
+    found = ridges.find(search, posterior.points(2000), posterior.alone)
+    assert search.num_calls <= max_calls
+    assert len(found.centres) == len(found.scales)
+    assert np.all(np.isfinite(found.scales))
+    assert 0 <= found.share <= 1
+    if len(found.centres):
+        assert np.min(PRIOR.forward(found.centres)["a"]) > 0.8
+
+
+def state_of(largest):
+    problem = nsflow.Problem(JaxLikelihood(log_likelihood), PRIOR)
+    state = nsflow.init(jax.random.key(0), problem, nsflow.Settings(ess=1000, num_prior=200))
+    return replace(state, points=Posterior(largest).points(2000))
+
+
+def test_a_lost_ridge_gets_a_component_and_draws():
+    before = state_of(0.8)
+    after, has_found = ridges.follow(jax.random.key(1), before, Posterior(0.8).alone)
+    assert has_found
+    (index,) = after.modes
+    assert after.num_draws[index] > 0
+    new = after.points.x[len(before.points.x) :]
+    assert np.mean(PRIOR.forward(new)["a"] > 0.8) > 0.9
+    assert after.num_calls - before.num_calls <= 2 * ridges.largest_search(before)
+    # Enough of them are on the ridge to train on.
+    gained = np.exp(after.points.log_posterior_weights[len(before.points.x) :])
+    assert np.sum(gained) ** 2 / np.sum(gained**2) > 20
+
+
+def test_searches_come_to_an_end_with_an_alarm():
+    state = replace(state_of(0.8), num_searches=ridges.MAX_SEARCHES)
+    last, has_found = ridges.follow(jax.random.key(1), state, Posterior(0.8).alone)
+    assert not has_found
+    assert last.modes == ()
+    (batches,) = [extend(jax.random.key(2), last, no_batches(last, {0: 100}))[1]]
+    last = replace(last, frozen=batches)
+    assert "a ridge with" in " ".join(summary._alarms(last, batches.estimate()))
+    assert "a ridge with" not in " ".join(summary._alarms(replace(last, beyond=0.004), batches.estimate()))
+
+
+def test_a_covered_posterior_costs_a_search():
+    before = state_of(np.inf)
+    after, has_found = ridges.follow(jax.random.key(1), before, Posterior(np.inf).alone)
+    assert not has_found
+    assert 0 < after.num_calls - before.num_calls < 200
+    assert after.beyond == 0
+
+
+def test_one_dimension_has_no_ridges():
+    problem = nsflow.Problem(JaxLikelihood(lambda p: -(p["a"] ** 2)), nsflow.Prior({"a": dist.Normal(0, 1)}))
+    state = nsflow.init(jax.random.key(0), problem, nsflow.Settings(ess=1000, num_prior=200))
+    mixture = MetaProposal(state.components, (1,))
+    assert ridges.follow(jax.random.key(1), state, mixture) == (state, False)
+
+
+def test_an_integer_keeps_to_its_values():
+    """A slice in which an integer is free climbs along the others."""
+    prior = nsflow.Prior({"k": dist.Poisson(3.0), "a": dist.Normal(0, 1)})
+    problem = nsflow.Problem(JaxLikelihood(lambda p: -0.5 * (p["a"] - p["k"]) ** 2), prior)
+    state = nsflow.init(jax.random.key(0), problem, nsflow.Settings(ess=1000, num_prior=500))
+    after, _ = ridges.follow(jax.random.key(1), state, MetaProposal(state.components, (1,)))
+    assert after.beyond == 0
