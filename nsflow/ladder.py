@@ -9,6 +9,7 @@ from jaxtyping import Array
 from nsflow.components import allocate, fit_cheap, has_kernels
 from nsflow.evidence import effective_sample_size
 from nsflow.points import HARDLY, Points, evidence_share, highest_share, next_contour, truncate
+from nsflow.scouting import largest_search, look_ahead
 from nsflow.state import Phase, State, StepInfo, describe, draw
 
 TOP = 0.3  # nats below the highest likelihood met at which a ladder ends: what is narrower lies within
@@ -21,6 +22,9 @@ MIN_YIELD = 0.05  # share of a level's draws above its contour below which level
 
 def climb(key: Array, state: State) -> tuple[State, StepInfo]:
     """Raise the contour, train on the points above it, draw; or leave the ladder at its end."""
+    if _looks_ahead(state):
+        state = look_ahead(key, state, level_size(state))
+        return state, describe(Phase.LADDER, state)
     settings, points = state.settings, state.points
     num_dims = state.problem.prior.num_dims
     contour = next_contour(points, state.contours[-1], compression=settings.compression, min_ess=_min_ess(state))
@@ -33,7 +37,8 @@ def climb(key: Array, state: State) -> tuple[State, StepInfo]:
         # On a plateau at the top nothing is higher than what was seen.
         unseen = potential - evidence_share(points, contour.log_likelihood)
         return replace(state, phase=Phase.SCOUTING, unseen=unseen), describe(Phase.LADDER, state)
-    if _has_posterior(state) and state.level_yield < MIN_YIELD:
+    is_beyond = state.num_given == 0 or evidence_share(points, state.contours[-1]) < 0.5
+    if _has_posterior(state) and is_beyond and state.level_yield < MIN_YIELD:
         # A shell gets thinner towards its top: the posterior rounds are better at it than more levels.
         return replace(state, phase=Phase.SCOUTING), describe(Phase.LADDER, state)
     chosen = points.select(above)
@@ -44,6 +49,16 @@ def climb(key: Array, state: State) -> tuple[State, StepInfo]:
     state = draw(key_draw, state, allocate(state, level_size(state)), np.ones(num_before, bool))
     level_yield = float(np.mean(state.points.log_likelihood[num_before:] >= contour.log_likelihood))
     return replace(state, level_yield=level_yield), describe(Phase.LADDER, state)
+
+
+def _looks_ahead(state: State) -> bool:
+    """Whether to climb before the first level: kernels have few levels, and a warm start may have the posterior."""
+    return not (state.has_looked_ahead or state.num_given or has_kernels(state))
+
+
+def largest_level(state: State) -> int:
+    """Likelihood calls that the next level will not exceed."""
+    return level_size(state) + (largest_search(state) // 2 if _looks_ahead(state) else 0)
 
 
 def _is_top(above: Points, potential: float) -> bool:

@@ -20,7 +20,7 @@ from nsflow.failure import LikelihoodError
 from nsflow.frozen import draw_frozen, largest_batch, reopen
 from nsflow.interrupt import Interrupt, listen
 from nsflow.journal import Journal, Recorded, Stopped
-from nsflow.ladder import climb, level_size
+from nsflow.ladder import climb, largest_level, level_size
 from nsflow.likelihood import Likelihood, as_likelihood, check, evaluate, require_finite, require_free
 from nsflow.periodic import emptiest, turn
 from nsflow.points import Points
@@ -131,7 +131,7 @@ def next_batch(state: State) -> int:
 
 
 LARGEST: dict[Phase, Callable[[State], int]] = {
-    Phase.LADDER: level_size,
+    Phase.LADDER: largest_level,
     Phase.SCOUTING: largest_search,
     Phase.POSTERIOR: largest_round,
     Phase.FROZEN: largest_batch,

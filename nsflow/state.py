@@ -152,12 +152,13 @@ class State:
     nan_params: tuple[dict[str, np.ndarray], ...]  # parameters at which the likelihood was NaN
     contours: tuple[float, ...] = (-np.inf,)  # nats; component k of the ladder was trained above contour k
     trainings: tuple[tuple[int, ...], ...] = ()  # components that were trained together, in order
+    has_looked_ahead: bool = False  # whether climbs have been made before the ladder
     unseen: float = 0.0  # share of the evidence that may lie above the ladder's end beyond what was seen there
     level_yield: float = 1.0  # share of the last level's draws above its contour
     modes: tuple[int, ...] = ()  # components on modes that scouting found
     summits: tuple[Mode, ...] = ()  # maxima that scouting has measured
     climbed: tuple[int, ...] = ()  # points from which scouting has climbed
-    num_given: int = 0  # components of a warm start, between the prior and the ladder's; each is among `modes` too
+    num_given: int = 0  # components before the ladder's, of a warm start or ahead of it; each is among `modes` too
     num_scouts: int = 0  # draws from the prior at which scouting ends if it finds nothing more
     num_rounds: int = 0  # posterior rounds made
     num_waits: int = 0  # batches drawn since the contour last moved

@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 import pytest
 
 import nsflow
-from nsflow import components, scouting, summary
+from nsflow import components, ladder, scouting, summary
 from nsflow import frozen as frozen_phase
 from nsflow import posterior as posterior_phase
 from nsflow.evidence import Evidence
@@ -269,6 +269,55 @@ def test_training_points_that_no_draw_can_meet_are_an_alarm(width):
 def test_calls_are_what_is_planned_not_draws():
     state = state_of(flat, Thinned(FLOW, lambda x: np.zeros(len(x)), PRIOR, log_bound=0.0, acceptance=0.25))
     assert components.num_candidates(state, {0: 10, 1: 100}) == {0: 10, 1: 400}
+
+
+# ---- looking ahead
+
+EIGHT = nsflow.Prior({"x": dist.Normal(0, 1).expand([8]).to_event(1)})
+
+
+def eight(log_likelihood, **settings):
+    """2000 points of an eight-dimensional standard normal prior."""
+    problem = nsflow.Problem(nsflow.likelihood.JaxLikelihood(log_likelihood), EIGHT)
+    return nsflow.init(jax.random.key(0), problem, nsflow.Settings(**settings))
+
+
+def narrow(centre, sigma):
+    return lambda p: -0.5 * jnp.sum(((p["x"] - centre) / sigma) ** 2)
+
+
+def test_the_first_step_of_a_ladder_has_a_gaussian_posterior():
+    """Of precision 1 + sigma^-2 around its mean, exactly; and the levels are small from then on."""
+    before = eight(narrow(1.0, 0.1))
+    size, allowed = ladder.level_size(before), next_batch(before)
+    after, _ = nsflow.step(jax.random.key(1), before)
+    assert 0 < after.num_calls - before.num_calls <= allowed
+    gaussian = after.components[1].map
+    np.testing.assert_allclose(gaussian.mean, np.full(8, 100 / 101), atol=1e-4)
+    np.testing.assert_allclose(gaussian.scale, np.eye(8) / np.sqrt(101), atol=1e-4)
+    assert after.has_looked_ahead
+    assert (after.modes, after.num_given, after.contours) == ((1,), 1, before.contours)
+    assert ladder.level_size(after) == size // 2
+    exact = -4 * np.log(101) - 0.5 * 8 * 100 / 101
+    assert np.logaddexp.reduce(after.points.log_posterior_weights) == pytest.approx(exact, abs=0.2)
+    again, _ = nsflow.step(jax.random.key(2), after)
+    assert len(again.contours) == 2
+
+
+def test_two_summits_are_mixed():
+    two = lambda p: jnp.logaddexp(narrow(1.0, 0.2)(p), narrow(-1.0, 0.2)(p))  # noqa: E731
+    after, _ = nsflow.step(jax.random.key(1), eight(two))
+    centres = sorted(float(np.mean(wide.map.mean)) for wide in after.components[1].components)
+    assert centres == pytest.approx([-25 / 26, 25 / 26], abs=1e-3)
+
+
+@pytest.mark.parametrize("kernel_dims", [8, 6])
+def test_nothing_is_put_on_a_summit_that_the_prior_covers(kernel_dims):
+    """And where kernels propose there are no climbs at all."""
+    before = eight(lambda p: 0.0 * jnp.sum(p["x"]), kernel_dims=kernel_dims)
+    after, _ = nsflow.step(jax.random.key(1), before)
+    assert len(after.modes) == 0
+    assert after.has_looked_ahead == (kernel_dims == 6)
 
 
 # ---- scouting
