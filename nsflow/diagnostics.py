@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from nsflow.results import Results
+from nsflow.summary import is_heavy
 
 
 class Diagnostic(NamedTuple):
@@ -36,7 +37,7 @@ def diagnostics(result: Results) -> list[Diagnostic]:
     given = result.settings.get("ess")
     target = float(given) if isinstance(given, int | float) and not isinstance(given, bool) else None
     share, per_sample = result.max_weight_share, result.num_calls / result.ess if result.ess > 0 else float("inf")
-    heaviest = share * result.ess  # as in nsflow.summary
+    heaviest = share * result.ess
     return [
         Diagnostic(
             "effective sample size",
@@ -57,8 +58,8 @@ def diagnostics(result: Results) -> list[Diagnostic]:
         Diagnostic(
             "k-hat",
             f"{result.khat:.2f}",
-            not (result.khat > 0.7 and heaviest > 10) and not (result.khat > 0.5 and heaviest > 50),
-            f"below 0.5; higher only while no draw counts for ten (the heaviest counts for {heaviest:.1f})",
+            not is_heavy(result),
+            f"below 0.5; higher only while no draw moves log Z by 0.3 errors (the heaviest counts for {heaviest:.1f})",
             "How heavy the tail of the weights is. Above 0.5 they have no variance, above 0.7 the error cannot be "
             "trusted: draws that would count for much have hardly been met.",
         ),

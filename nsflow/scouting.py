@@ -64,8 +64,8 @@ def scout(key: Array, state: State) -> tuple[State, StepInfo]:
 def look_ahead(key: Array, state: State, num_draws: int) -> State:
     """Climb from a few draws before the ladder does: a Gaussian on their maxima may have the posterior already.
 
-    The levels of the ladder are half as large then, as they are beyond the posterior. With exact Gaussians in 32-d the
-    run takes a third of the calls.
+    The levels of the ladder are half as large then, as they are beyond the posterior: gauss-32 took 48 000 calls
+    instead of 76 000.
 
     Args:
         key: JAX random key.
@@ -77,29 +77,22 @@ def look_ahead(key: Array, state: State, num_draws: int) -> State:
     """
     starts = _starts(state, np.inf)
     found = _search(state, starts)
-    state = replace(
-        state,
-        num_calls=state.num_calls + found.num_calls,
-        climbed=tuple(starts),
-        summits=found.summits,
-        has_looked_ahead=True,
-    )
+    state = replace(state, num_calls=state.num_calls + found.num_calls, has_looked_ahead=True)
     share = share_of_evidence(found.lost, -np.inf) if found.lost else ()
-    gaussians = [Wide(Gaussian(m.centre, m.scale)) for m, s in zip(found.lost, share, strict=True) if s > MIN_SHARE]
-    if not gaussians:
+    kept = tuple(mode for mode, s in zip(found.lost, share, strict=True) if s > MIN_SHARE)
+    if not kept:
         return state
-    component = (
-        gaussians[0] if len(gaussians) == 1 else Mixture(tuple(gaussians), (1 / len(gaussians),) * len(gaussians))
-    )
+    gaussians = tuple(Wide(Gaussian(mode.centre, mode.scale)) for mode in kept)
+    component = Mixture(gaussians, (1 / len(kept),) * len(kept)) if len(kept) > 1 else gaussians[0]
     index = len(state.components)
     state = replace(state.add(component), num_given=1)
     state = draw(key, state, {index: num_draws}, np.ones(len(state.points.x), bool))
     if effective_sample_size(state.points.log_posterior_weights) < WORTHY * num_draws:  # Laplace's approximation fails
         return state
-    state = replace(state, modes=(index,))
     # What modes ask for is known only now, with an evidence to which theirs compare.
-    asked = _num_scouts(replace(state, summits=()), found._replace(num_scouts=0.0))
-    return replace(state, num_scouts=round(min(asked, state.settings.max_scouts)))
+    asked = min(_num_scouts(state, found._replace(num_scouts=0.0)), state.settings.max_scouts)
+    climbed = tuple(starts) if len(kept) == len(found.summits) else ()  # what was left out is looked at again
+    return replace(state, modes=(index,), summits=kept, climbed=climbed, num_scouts=round(asked))
 
 
 def largest_search(state: State) -> int:

@@ -225,6 +225,8 @@ def test_alarms_name_what_the_error_bar_hides(estimate, message):
     assert message in alarm
     assert summary._alarms(uneven(1.0), evidence(khat=0.69, max_weight_share=0.04)) == ()
     assert summary._alarms(uneven(1.0), evidence(khat=0.8, max_weight_share=0.019)) == ()
+    assert summary._alarms(uneven(1.0), evidence(ess=10_000.0, khat=5.0, max_weight_share=0.0029)) == ()
+    assert len(summary._alarms(uneven(1.0), evidence(ess=10_000.0, khat=5.0, max_weight_share=0.0031))) == 1
 
 
 def test_estimate_without_fresh_draws_says_so():

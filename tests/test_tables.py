@@ -151,7 +151,7 @@ def test_every_alarm_has_advice_of_its_own():
     [
         ({"ess": 4999.0}, "effective sample size"),
         ({"logZ_err": 0.4}, "error of log Z"),
-        ({"khat": 0.8, "max_weight_share": 0.003}, "k-hat"),
+        ({"khat": 0.8, "max_weight_share": 0.006}, "k-hat"),
         ({"max_weight_share": 0.06}, "largest weight"),
         ({"num_calls": 1_000_000}, "calls per effective sample"),
     ],
