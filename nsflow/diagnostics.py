@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
+from nsflow.evidence import is_heavy
 from nsflow.results import Results
-from nsflow.summary import is_heavy
 
 
 class Diagnostic(NamedTuple):

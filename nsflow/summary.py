@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-from nsflow.evidence import Evidence, log_evidence
+from nsflow.evidence import Evidence, is_heavy, log_evidence
 from nsflow.frozen import POOR, unproposed
 from nsflow.results import Results
 from nsflow.state import Phase, State, StepInfo
@@ -114,18 +114,6 @@ def weight_alarms(estimate: Evidence) -> list[str]:
     if estimate.max_weight_share > 0.05:
         alarms.append(f"one draw carries {estimate.max_weight_share:.0%} of the evidence")
     return alarms
-
-
-def is_heavy(estimate: Evidence | Results) -> bool:
-    """Whether the tail of the weights is too heavy for the quoted error.
-
-    Above a k-hat of 0.5 the variance is infinite, but with no draw of great weight that is a matter of chance: a draw
-    that counts for 0.3 ESS^1/2 is three tenths of the error. With ten at any ESS, 4 of 96 right runs in two dimensions
-    had an alarm: their weights are nearly equal but for a few draws that a surrogate thought low.
-    """
-    heaviest = estimate.max_weight_share * estimate.ess
-    visible = max(10.0, 0.3 * estimate.ess**0.5)
-    return bool((estimate.khat > 0.7 and heaviest > visible) or (estimate.khat > 0.5 and heaviest > 50))
 
 
 def _lacks(early: Evidence, late: Evidence) -> float:
