@@ -101,3 +101,22 @@ class Gaussian:
     def log_prob(self, x: Float[np.ndarray, "n d"]) -> np.ndarray:
         """Log-density in nats, shape ``(n,)``."""
         return self.inverse(x).log_prob
+
+
+def lower_root(root: Float[np.ndarray, "d n"]) -> Float[np.ndarray, "d d"]:
+    """Lower triangular L with a positive diagonal and L L^T = A A^T.
+
+    By QR, not Cholesky: of a cliff's curvature of 1e20 beside one of 1 rounding leaves no positive definite matrix.
+
+    Args:
+        root: The matrix A, shape ``(d, n)``.
+
+    Returns:
+        L, shape ``(d, d)``.
+
+    Example:
+        >>> lower_root(np.array([[3.0, 4.0], [0.0, 5.0]])).round(6).tolist()
+        [[5.0, 0.0], [4.0, 3.0]]
+    """
+    upper = np.asarray(np.linalg.qr(root.T, mode="r"))
+    return upper.T * np.where(np.diag(upper) < 0, -1.0, 1.0)

@@ -9,7 +9,7 @@ from jaxtyping import Array
 from nsflow.components import allocate, fit_cheap, has_kernels
 from nsflow.evidence import effective_sample_size
 from nsflow.points import HARDLY, Points, evidence_share, highest_share, next_contour, truncate
-from nsflow.scouting import largest_search, look_ahead
+from nsflow.scouting import batch_size, look_ahead
 from nsflow.state import Phase, State, StepInfo, describe, draw
 
 TOP = 0.3  # nats below the highest likelihood met at which a ladder ends: what is narrower lies within
@@ -58,7 +58,7 @@ def _looks_ahead(state: State) -> bool:
 
 def largest_level(state: State) -> int:
     """Likelihood calls that the next level will not exceed."""
-    return level_size(state) + (largest_search(state) // 2 if _looks_ahead(state) else 0)
+    return level_size(state) + (batch_size(state) if _looks_ahead(state) else 0)
 
 
 def _is_top(above: Points, potential: float) -> bool:

@@ -11,7 +11,7 @@ from scipy.spatial import KDTree
 
 from nsflow.batch import show, split
 from nsflow.failure import LikelihoodError, describe
-from nsflow.gaussian import Gaussian
+from nsflow.gaussian import Gaussian, lower_root
 from nsflow.host import HostLikelihood
 from nsflow.journal import Recorded, bare
 from nsflow.likelihood import Likelihood, evaluate
@@ -237,7 +237,5 @@ def measure(
     steps = STEP * np.eye(len(centre))
     hessian = np.stack([(target(centre + h)[1] - target(centre - h)[1]) / (2 * STEP) for h in steps])
     curvatures, axes = np.linalg.eigh(-0.5 * (hessian + hessian.T))
-    # By QR, not Cholesky: of a cliff's curvature of 1e20 beside one of 1 rounding leaves no positive definite matrix.
-    root = np.asarray(np.linalg.qr((axes / np.sqrt(np.clip(curvatures, 1.0, MAX_CURVATURE))).T, mode="r"))
-    scale = root.T * np.where(np.diag(root) < 0, -1.0, 1.0)
+    scale = lower_root(axes / np.sqrt(np.clip(curvatures, 1.0, MAX_CURVATURE)))
     return Mode(centre, log_density, np.reshape(widths, (-1, 1)) * scale)

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
+from nsflow.gaussian import Gaussian, lower_root
 from nsflow.kernels import Kernels
 from nsflow.modes import Function, Target, ascend, measure
-from nsflow.points import Points, truncate
+from nsflow.points import Points, temper, truncate
 from nsflow.proposal import MetaProposal
 from nsflow.state import State, draw
 
@@ -111,11 +112,9 @@ def find(target: Target, points: Points, proposal: MetaProposal) -> Ridges:
         The places where a draw of the proposal would weigh 55 times the average.
     """
     log_weights = truncate(points.log_posterior_weights)
-    logZ = np.logaddexp.reduce(log_weights)
-    weights = np.exp(log_weights - logZ)
-    axes = _principal_axes(points.x, weights, float(logZ))
+    axes = _principal_axes(points.x, log_weights)
     num_axes = int(np.clip(target.max_calls // (GRADIENTS * target.price), 1, len(axes.centre)))
-    fronts = _fronts(axes, points, weights, num_axes)
+    fronts = _fronts(axes, points, np.exp(log_weights - axes.logZ), num_axes)
     places: list[tuple[np.ndarray, np.ndarray]] = []
     share: dict[tuple[int, bool], float] = {}
     for i in range(1 + MAX_STEPS):
@@ -146,10 +145,11 @@ def find(target: Target, points: Points, proposal: MetaProposal) -> Ridges:
     )
 
 
-def _principal_axes(x: np.ndarray, weights: np.ndarray, logZ: float) -> Axes:
-    centre = weights @ x
-    variances, axes = np.linalg.eigh((x - centre).T @ ((x - centre) * weights[:, None]))
-    return Axes(centre, (axes * np.sqrt(np.maximum(variances, 1e-300)))[:, ::-1], logZ)
+def _principal_axes(x: np.ndarray, log_weights: np.ndarray) -> Axes:
+    # Where one point holds all of the evidence a covariance would be zero.
+    gaussian = Gaussian.fit(x, temper(log_weights, 2.0 * x.shape[1]))
+    axes, deviations, _ = np.linalg.svd(gaussian.scale)
+    return Axes(gaussian.mean, axes * deviations, float(np.logaddexp.reduce(log_weights)))
 
 
 def _fronts(axes: Axes, points: Points, weights: np.ndarray, num_axes: int) -> list[Front]:
@@ -192,6 +192,5 @@ def _across(target: Target, axes: Axes, front: Front) -> tuple[Float[np.ndarray,
     root = np.zeros((len(front.y), len(front.y)))
     root[np.ix_(front.others, np.arange(len(front.y) - 1))] = across.scale
     root[:, -1] = front.step
-    upper = np.asarray(np.linalg.qr((axes.scale @ root).T, mode="r"))
     log_volume = np.linalg.slogdet(axes.scale)[1]
-    return upper.T * np.where(np.diag(upper) < 0, -1.0, 1.0), across.log_evidence + np.log(STEP) + log_volume
+    return lower_root(axes.scale @ root), across.log_evidence + np.log(STEP) + log_volume

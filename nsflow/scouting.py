@@ -52,9 +52,9 @@ def scout(key: Array, state: State) -> tuple[State, StepInfo]:
         component = Kernels(np.stack([m.centre for m in modes]), np.stack([m.scale for m in modes]))
         index = len(state.components)
         state = replace(state.add(component), modes=(*state.modes, index))
-        state = draw(key, state, {index: min(len(found.lost) * _mode_size(state), _batch_size(state))}, everywhere)
+        state = draw(key, state, {index: min(len(found.lost) * _mode_size(state), batch_size(state))}, everywhere)
     elif state.points.num_prior < state.num_scouts:
-        num_draws = min(state.num_scouts - state.points.num_prior, _batch_size(state))
+        num_draws = min(state.num_scouts - state.points.num_prior, batch_size(state))
         state = draw(key, state, {PRIOR: num_draws}, ~everywhere)
     else:
         state = replace(state, phase=Phase.POSTERIOR)
@@ -97,10 +97,10 @@ def look_ahead(key: Array, state: State, num_draws: int) -> State:
 
 def largest_search(state: State) -> int:
     """Largest number of likelihood calls of one step: a search and a batch."""
-    return 2 * _batch_size(state)
+    return 2 * batch_size(state)
 
 
-def _batch_size(state: State) -> int:
+def batch_size(state: State) -> int:
     """Calls that one search may spend on ascents, a quarter of them in vain; and draws of one batch."""
     return max(1000, round(0.2 * state.settings.ess))
 
@@ -147,13 +147,13 @@ class Search(NamedTuple):
 
 def _search(state: State, starts: dict[int, float]) -> Search:
     """Climb from one start after the other, until it has been in vain for long."""
-    target = Target(state.problem.likelihood, state.problem.prior, max_calls=_batch_size(state))
+    target = Target(state.problem.likelihood, state.problem.prior, max_calls=batch_size(state))
     logZ = np.logaddexp.reduce(state.points.log_posterior_weights)
     reach = _reach(state.points, list(starts))
     found = Search((), (), 0, 0)
     calls_at_find = 0
     for i in range(0, len(starts), NUM_CLIMBERS):
-        if target.num_calls - calls_at_find > _batch_size(state) // 4:
+        if target.num_calls - calls_at_find > batch_size(state) // 4:
             break
         new: list[Mode] = []
         rarity: list[float] = []

@@ -39,7 +39,12 @@ class Posterior:
         return density - 40 * (p["a"] > self.largest) - stats.norm.logcdf(self.largest)
 
     def sample_and_log_prob(self, key, num_samples):
-        raise NotImplementedError  # a search asks for densities alone
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+        a = rng.normal(size=10 * num_samples)
+        a = a[a < self.largest][:num_samples]
+        b = 2 * a**2 + WIDTH * rng.normal(size=num_samples)
+        x = np.stack([a, stats.norm.ppf((b + 40) / 80), rng.normal(size=num_samples)], axis=1)
+        return x, self.log_prob(x)
 
     @property
     def alone(self):
@@ -47,15 +52,11 @@ class Posterior:
 
     def points(self, num_points):
         """Draws of it as points of equal weight."""
-        rng = np.random.default_rng(0)
-        a = rng.normal(size=10 * num_points)
-        a = a[a < self.largest][:num_points]
-        b = 2 * a**2 + WIDTH * rng.normal(size=num_points)
-        params = {"a": a, "b": b, "c": rng.normal(size=num_points)}
-        x = np.stack([a, stats.norm.ppf((b + 40) / 80), params["c"]], axis=1)
-        log_flows = np.log(num_points) + self.log_prob(x)
+        x, log_q = self.sample_and_log_prob(jax.random.key(0), num_points)
+        params = {name: np.asarray(value) for name, value in PRIOR.forward(x).items()}
         log_prior = np.asarray(PRIOR.latent_log_prob(x))
-        return Points(x, log_likelihood(params, np), log_prior, log_flows, np.zeros(num_points, bool), 1)
+        is_prior = np.zeros(num_points, bool)
+        return Points(x, log_likelihood(params, np), log_prior, np.log(num_points) + log_q, is_prior, 1)
 
 
 def target(max_calls=4000, *, host=False):
@@ -140,7 +141,7 @@ def test_searches_come_to_an_end_with_an_alarm():
     last, has_found = ridges.follow(jax.random.key(1), state, Posterior(0.8).alone)
     assert not has_found
     assert last.modes == ()
-    (batches,) = [extend(jax.random.key(2), last, no_batches(last, {0: 100}))[1]]
+    _, batches = extend(jax.random.key(2), last, no_batches(last, {0: 100}))
     last = replace(last, frozen=batches)
     assert "a ridge with" in " ".join(summary._alarms(last, batches.estimate()))
     assert "a ridge with" not in " ".join(summary._alarms(replace(last, beyond=0.004), batches.estimate()))
@@ -152,6 +153,17 @@ def test_a_covered_posterior_costs_a_search():
     assert not has_found
     assert 0 < after.num_calls - before.num_calls < 200
     assert after.beyond == 0
+
+
+def test_a_point_with_all_of_the_evidence_is_no_ridge_and_no_failure():
+    """As where a ladder got stuck: the covariance of the weighted points would be zero."""
+    posterior = Posterior(np.inf)
+    points = posterior.points(200)
+    heavy = np.where(np.arange(200) == 0, 500.0, 0.0)
+    search = target()
+    found = ridges.find(search, points._replace(log_likelihood=points.log_likelihood + heavy), posterior.alone)
+    assert np.all(np.isfinite(found.scales))
+    assert 0 < search.num_calls <= 4000
 
 
 def test_one_dimension_has_no_ridges():
