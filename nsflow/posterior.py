@@ -92,7 +92,8 @@ def round_size(state: State) -> int:
 
 def largest_round(state: State) -> int:
     """Likelihood calls that the next round will not exceed."""
-    return at_most(round_size(state)) + 2 * largest_search(state)
+    num_calls = at_most(round_size(state))
+    return num_calls + 2 * largest_search(replace(state, num_calls=state.num_calls + num_calls))
 
 
 def _freeze(key: Array, state: State, pilot: Batches) -> State:

@@ -79,19 +79,20 @@ def follow(key: Array, state: State, proposal: MetaProposal) -> tuple[State, boo
     problem, searches = state.problem, state.num_searches + 1
     if problem.prior.num_dims == 1:  # no ridge, but an interval that the prior's tail covers
         return state, False
-    target = Target(problem.likelihood, problem.prior, max_calls=largest_search(state))
+    max_calls = largest_search(state)
+    target = Target(problem.likelihood, problem.prior, max_calls=max_calls)
     found = find(target, state.points.select(state.points.matters), proposal)
     state = replace(state, num_calls=state.num_calls + target.num_calls, num_searches=searches, beyond=found.share)
     if found.share < MIN_SHARE or searches > MAX_SEARCHES:
         return state, False
     index = len(state.components)
     state = replace(state.add(Kernels(found.centres, found.scales, tails=0.0)), modes=(*state.modes, index))
-    num_draws = min(DRAWS * found.centres.size, largest_search(state))
+    num_draws = min(DRAWS * found.centres.size, max_calls)
     return draw(key, state, {index: num_draws}, np.ones(len(state.points.x), bool)), True
 
 
 def largest_search(state: State) -> int:
-    """Likelihood calls that neither a search nor the draws after it will exceed."""
+    """Likelihood calls that neither a search nor the draws on what it finds will exceed."""
     return max(500, round(BUDGET * state.num_calls))
 
 

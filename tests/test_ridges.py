@@ -10,13 +10,13 @@ import pytest
 from scipy import stats
 
 import nsflow
-from nsflow import ridges, summary
+from nsflow import posterior, ridges, summary
 from nsflow.host import HostLikelihood
 from nsflow.likelihood import JaxLikelihood
 from nsflow.modes import Target
 from nsflow.points import Points
 from nsflow.proposal import MetaProposal
-from nsflow.state import extend, no_batches
+from nsflow.state import Phase, extend, no_batches
 
 WIDTH = 0.05
 PRIOR = nsflow.Prior({"a": dist.Normal(0, 1), "b": dist.Uniform(-40, 40), "c": dist.Normal(0, 1)})
@@ -134,6 +134,20 @@ def test_a_lost_ridge_gets_a_component_and_draws():
     # Enough of them are on the ridge to train on.
     gained = np.exp(after.points.log_posterior_weights[len(before.points.x) :])
     assert np.sum(gained) ** 2 / np.sum(gained**2) > 20
+
+
+def test_a_round_and_a_search_keep_to_what_was_announced(monkeypatch):
+    """A twentieth of the calls so far is more after the round than before it: 1050 calls where 1000 were allowed."""
+    before = replace(state_of(0.8), phase=Phase.POSTERIOR, num_calls=20_000)
+    calls = []
+    monkeypatch.setattr(
+        posterior, "follow", lambda _, state, __: calls.append(ridges.largest_search(state)) or (state, True)
+    )
+    monkeypatch.setattr(posterior, "at_most", round)  # without the slack for thinned draws
+    monkeypatch.setattr(posterior, "_is_stuck", lambda _: True)
+    monkeypatch.setattr(posterior, "train_posterior", lambda *_: ([before.components[0]], None))
+    after, _ = posterior.refine(jax.random.key(1), before)
+    assert after.num_calls - before.num_calls + 2 * calls[0] <= posterior.largest_round(before)
 
 
 def test_searches_come_to_an_end_with_an_alarm():
