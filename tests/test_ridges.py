@@ -109,7 +109,7 @@ def test_a_search_keeps_to_its_calls_and_to_what_it_has_measured():
     points = posterior.points(2000)
     whole = ridges.find(target(), points, posterior.alone)
     num_found, search = set(), target()  # one for all, as each compiles its gradient
-    for max_calls in (1, 40, *range(120, 360, 4)):
+    for max_calls in (1, 40, *range(120, 360, 16)):
         search.max_calls, search.num_calls = max_calls, 0
         found = ridges.find(search, points, posterior.alone)
         assert search.num_calls <= max_calls
