@@ -13,7 +13,7 @@ from nsflow import train
 from nsflow.gaussian import Gaussian
 from nsflow.objective import AbstractFlowObjective
 from nsflow.path import AbstractPath
-from nsflow.precision import standard_promotion
+from nsflow.precision import full_precision, standard_promotion
 from nsflow.score_matching import AbstractScoreObjective, DenoisingScoreMatching
 from nsflow.train import Training
 from nsflow.velocity import Architecture
@@ -143,6 +143,7 @@ class EnergyModel:
         )
         return cls(field, objective.path, time, whole), info
 
+    @full_precision
     def log_density(self, x: Float[Array, " d"]) -> Float[Array, ""]:
         """Minus the energy of one point: its log-density up to a constant, in nats.
 

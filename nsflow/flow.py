@@ -18,7 +18,7 @@ from nsflow.base import Normal
 from nsflow.gaussian import Gaussian, Preimage
 from nsflow.objective import FlowMatching
 from nsflow.ode import integrate
-from nsflow.precision import float64
+from nsflow.precision import float64, full_precision
 from nsflow.pushforward import Pushforward
 from nsflow.shapes import by_chunks, map_points
 from nsflow.train import Training, TrainingInfo
@@ -174,6 +174,7 @@ def _by_chunks(function: Callable, flow: Flow, x: Any) -> Any:
 
 
 @jax.jit
+@full_precision
 def _forward(flow: Flow, z: Array) -> Array:
     def one(z: Array) -> Array:
         return _centre(flow, z) + _scale(flow, z) @ _push(flow, z.astype(_precision(flow, z))).astype(z.dtype)
@@ -182,6 +183,7 @@ def _forward(flow: Flow, z: Array) -> Array:
 
 
 @jax.jit
+@full_precision
 def _inverse(flow: Flow, x: Array, max_steps: Array) -> Preimage:
     def one(x: Array) -> Preimage:
         scale = _scale(flow, x)

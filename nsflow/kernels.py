@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 from scipy import special
 from scipy.spatial import KDTree
 
-from nsflow.shapes import by_chunks
+from nsflow.precision import full_precision
+from nsflow.shapes import by_chunks, map_points
 
 CHUNK = 256  # points evaluated at once, so that one compiled shape serves every batch
 BATCH = 16  # of them in the caches of one core
@@ -153,6 +154,7 @@ def _log_t_norm(dof: int, num_dims: int) -> float:
 
 
 @partial(jax.jit, static_argnames="dof")
+@full_precision
 def _log_prob(x: Array, kernels: _Kernels, dof: int) -> Array:
     whiten, shift, log_local, log_outer, centre, tail = kernels
     num_dims = x.shape[1]
@@ -173,4 +175,4 @@ def _log_prob(x: Array, kernels: _Kernels, dof: int) -> Array:
         outer = t(others, log_outer, num_dims - 1) * jnp.exp(-0.5 * x**2)[tail]
         return jnp.log(jnp.sum(local + jnp.where(is_beyond, outer, 0.0)))
 
-    return jax.lax.map(one, x, batch_size=BATCH)
+    return map_points(one, x, BATCH)

@@ -14,6 +14,7 @@ from nsflow.base import AbstractBase, EdgedBall
 from nsflow.flow import Flow
 from nsflow.objective import FlowMatching
 from nsflow.path import AbstractPath, TrigonometricPath
+from nsflow.precision import full_precision
 from nsflow.train import TrainState, resample, start, train_steps
 from nsflow.velocity import Architecture
 
@@ -208,6 +209,7 @@ def _training_set(pool: Draws, contour: Any, min_ess: float) -> tuple[Array, Arr
     return jnp.where(weights[:, None] > 0, pool.x, jnp.zeros_like(pool.x)), weights
 
 
+@full_precision
 def _frame(x: Array, weights: Array) -> tuple[Array, Array]:
     """Mean and Cholesky factor of the covariance of weighted points."""
     mean = weights @ x

@@ -1,4 +1,4 @@
-"""Evaluate in float64 whatever the caller's JAX configuration says."""
+"""In how many bits JAX computes, whatever the caller's configuration says."""
 
 import functools
 from collections.abc import Callable
@@ -57,3 +57,30 @@ def float64(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return in_float64
+
+
+def full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Run or trace `function` with matrix products in the precision of their factors.
+
+    Accelerators round the factors of float32 products to TF32 or bfloat16 unless they are told otherwise. On an H200
+    this moved points by up to 7e-4, more than the inverse of a flow may miss its point by: densities were NaN.
+
+    Args:
+        function: Any function that calls JAX.
+
+    Returns:
+        The same function.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> jaxpr = jax.make_jaxpr(full_precision(jnp.dot))(jnp.ones((2, 2)), jnp.ones(2))
+        >>> str(jaxpr.eqns[0].params["precision"][0])
+        'HIGHEST'
+    """
+
+    @functools.wraps(function)
+    def in_full(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.default_matmul_precision("highest"):
+            return function(*args, **kwargs)
+
+    return in_full

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from nsflow.estimator import AbstractEstimator, resample
 from nsflow.gaussian import Gaussian
-from nsflow.precision import standard_promotion
+from nsflow.precision import full_precision, standard_promotion
 from nsflow.shapes import by_chunks
 
 CHUNK = 1024  # points evaluated at once, so that one compiled shape serves every batch
@@ -101,12 +101,14 @@ class DiscreteFlow:
 
 
 @standard_promotion
+@full_precision
 @eqx.filter_jit
 def _draw(distribution: Any, key: Array) -> Array:
     return distribution.sample(key, (CHUNK,))
 
 
 @standard_promotion
+@full_precision
 @eqx.filter_jit
 def _log_prob(distribution: Any, z: Array) -> Array:
     return distribution.log_prob(z)
