@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from nsflow.likelihood import evaluate
 from nsflow.prior import Prior
 from nsflow.start import Start
 from nsflow.state import Settings, State
+from nsflow.versions import version_of
 
 FREE = ("ess", "logZ_err", "max_calls", "max_seconds", "max_levels")  # settings that may change from call to call
 NUM_COMPARED = 3  # points at which prior and likelihood are compared
@@ -34,7 +34,7 @@ def identify(prior: Prior, settings: Settings, seed: int, start: Start | None) -
     x = np.asarray(prior.latent_sample(jax.random.key(0), NUM_COMPARED))
     params = {name: np.asarray(value) for name, value in prior.forward(x).items()}
     return {
-        "version": version("nsflow"),
+        "version": version_of("nsflow"),
         "seed": seed,
         "settings": {f.name: _text(getattr(settings, f.name)) for f in fields(settings) if f.name not in FREE},
         "parameters": {name: list(shape) for name, shape in prior.shapes.items()},

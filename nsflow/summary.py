@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 
 import numpy as np
 
@@ -10,6 +9,7 @@ from nsflow.evidence import Evidence, is_heavy, log_evidence
 from nsflow.frozen import POOR, unproposed
 from nsflow.results import Results
 from nsflow.state import Phase, State, StepInfo
+from nsflow.versions import version_of
 
 UNFOLLOWED = 0.005  # share of the evidence on a ridge beyond the draws: half of the error at an ESS of 10 000
 
@@ -57,7 +57,7 @@ def summarise(
         alarms=(*_alarms(state, estimate), *([f"the run was stopped by a failure: {failure}"] if failure else [])),
         seed=seed,
         settings=asdict(state.settings),
-        versions={name: version(name) for name in ("nsflow", "jax", "flax", "optax", "numpyro")},
+        versions={name: version_of(name) for name in ("nsflow", "jax", "flax", "optax", "numpyro")},
         trace=[info._asdict() for info in trace],
         **estimate._asdict(),
     )

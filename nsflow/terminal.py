@@ -18,6 +18,7 @@ from typing import Any
 from nsflow import files
 from nsflow.results import Results, load
 from nsflow.tables import comparison, summary
+from nsflow.versions import version_of
 
 FINE, DOUBTFUL, USAGE, MODEL, UNSAVED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 KINDS = ("triangle", "trace", "weights", "levels")  # of nsflow.plots, which takes a second to import
@@ -106,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         f"{EXIT_CODES}\n`nsflow COMMAND --help` says more about a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action="version", version=f"nsflow {version_of('nsflow')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_run(commands)
     _add_show(commands)
@@ -114,15 +115,6 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_report(commands)
     return parser
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return f"nsflow {version('nsflow')}"
-    except PackageNotFoundError:
-        return "nsflow (not installed)"
 
 
 def _add(commands: Any, command: Callable[[Any], int], help_line: str, text: str) -> argparse.ArgumentParser:

@@ -292,7 +292,7 @@ def test_another_run_is_refused(options, message, copy):
 
 
 def test_another_version_is_refused(copy, monkeypatch):
-    monkeypatch.setattr(identity, "version", lambda _: "9.9")
+    monkeypatch.setattr(identity, "version_of", lambda _: "9.9")
     with pytest.raises(ValueError, match=r"expected version of nsflow '9.9', this call's; got '"):
         run(copy)
     monkeypatch.undo()

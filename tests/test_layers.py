@@ -17,8 +17,8 @@ ORDER = (
     "energy", "langevin", "sde", "proposal", "shear", "surrogate", "online",
     "evidence", "kernels", "wide", "estimator", "thinning", "points", "fresh", "state", "progress",
     "components", "scouting", "ladder", "ridges", "posterior", "frozen",
-    "volumes", "files", "results", "summary", "start", "codec", "manifest", "identity", "checkpoint", "merge",
-    "sampler", "plots", "diagnostics", "tables", "report", "terminal", "__main__",
+    "volumes", "files", "versions", "results", "summary", "start", "codec", "manifest", "identity", "checkpoint",
+    "merge", "sampler", "plots", "diagnostics", "tables", "report", "terminal", "__main__",
 )  # fmt: skip
 HOMES = {
     "optax": {"train"},
