@@ -13,6 +13,7 @@ from nsflow.scouting import batch_size, look_ahead
 from nsflow.state import Phase, State, StepInfo, describe, draw
 
 TOP = 0.3  # nats below the highest likelihood met at which a ladder ends: what is narrower lies within
+FINE_TOP = 0.1  # the same beyond the dimensions of kernels, where what is narrower is small: 1 run of 8 lost a spike
 MIN_ABOVE = 0.02  # share of the evidence that may lie above the next contour at its end; a funnel lost 0.2 at 0.5
 NEGLIGIBLE = 1e-15  # the same share, at which a ladder ends anywhere: a hundred Gaussian dimensions have a far top
 RESOLUTION = 1e-9  # latent size of the points above at which it does: an integrable pole of the likelihood has no top
@@ -33,7 +34,7 @@ def climb(key: Array, state: State) -> tuple[State, StepInfo]:
     if (few and state.num_waits < MAX_WAITS) or (contour.ess < 0.25 * _min_ess(state) and state.num_waits < 2):
         return _wait(key, state)
     potential = highest_share(points, above)
-    if few or contour.log_mass > HARDLY or _is_top(points.select(above), potential):
+    if few or contour.log_mass > HARDLY or _is_top(state, points.select(above), potential):
         # On a plateau at the top nothing is higher than what was seen.
         unseen = potential - evidence_share(points, contour.log_likelihood)
         return replace(state, phase=Phase.SCOUTING, unseen=unseen), describe(Phase.LADDER, state)
@@ -61,9 +62,9 @@ def largest_level(state: State) -> int:
     return level_size(state) + (batch_size(state) if _looks_ahead(state) else 0)
 
 
-def _is_top(above: Points, potential: float) -> bool:
+def _is_top(state: State, above: Points, potential: float) -> bool:
     """Whether hardly any evidence can lie above a contour, and nothing much higher or smaller within it."""
-    is_flat = np.ptp(above.log_likelihood) < TOP or potential < NEGLIGIBLE
+    is_flat = np.ptp(above.log_likelihood) < (TOP if has_kernels(state) else FINE_TOP) or potential < NEGLIGIBLE
     is_point = np.min(np.ptp(above.x, axis=0)) < RESOLUTION
     return bool((is_flat and potential < MIN_ABOVE) or is_point)
 
