@@ -1,8 +1,9 @@
 """In how many bits JAX computes, whatever the caller's configuration says."""
 
 import functools
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 
@@ -24,13 +25,7 @@ def standard_promotion(function: Callable[P, R]) -> Callable[P, R]:
         >>> standard_promotion(lambda: (jnp.ones(2, jnp.int32) + jnp.ones(2, jnp.float32)).dtype)()
         dtype('float32')
     """
-
-    @functools.wraps(function)
-    def promoting(*args: P.args, **kwargs: P.kwargs) -> R:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            return function(*args, **kwargs)
-
-    return promoting
+    return _within(function, _standard)
 
 
 def float64(function: Callable[P, R]) -> Callable[P, R]:
@@ -50,13 +45,7 @@ def float64(function: Callable[P, R]) -> Callable[P, R]:
         >>> float64(lambda: jnp.ones(2).dtype)()
         dtype('float64')
     """
-
-    @functools.wraps(function)
-    def in_float64(*args: P.args, **kwargs: P.kwargs) -> R:
-        with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            return function(*args, **kwargs)
-
-    return in_float64
+    return _within(function, lambda: jax.enable_x64(True), _standard)
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
@@ -77,10 +66,23 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
         >>> str(jaxpr.eqns[0].params["precision"][0])
         'HIGHEST'
     """
+    return _within(function, lambda: jax.default_matmul_precision("highest"))
+
+
+@contextmanager
+def _standard() -> Iterator[None]:
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def _within(function: Callable[P, R], *contexts: Callable[[], AbstractContextManager[Any]]) -> Callable[P, R]:
+    """Run a function in contexts that are made anew for each call."""
 
     @functools.wraps(function)
-    def in_full(*args: P.args, **kwargs: P.kwargs) -> R:
-        with jax.default_matmul_precision("highest"):
+    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+        with ExitStack() as stack:
+            for context in contexts:
+                stack.enter_context(context())
             return function(*args, **kwargs)
 
-    return in_full
+    return inside
