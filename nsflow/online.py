@@ -20,6 +20,7 @@ from nsflow.velocity import Architecture
 
 MAX_NEWTON = 2  # steps after which a point counts as having no inverse; it is then neither drawn nor left
 NUM_HELD_OUT = 128  # points that choose the number of integration steps
+SMALLEST_MASS = 0.01  # share of the training points that is not emphasised within: a few dozen effective points
 WORTHWHILE = 0.1  # nats of held-out density that twice as many integration steps must gain
 
 
@@ -51,6 +52,9 @@ class Learner:
     Metropolis-Hastings then raised log Z of a 10-d Gaussian by 0.5 nats. Where fewer of these draws than a quarter
     of the number of live points are effective above the contour, those below it help out.
 
+    A draw with the prior mass X above its likelihood counts X^-emphasis: what will be most of the prior above later
+    contours is a small share of this one, and proposals that miss it now leave live points there to their own copies.
+
     Args:
         architecture: Size of the network; two layers of 64 without Fourier features if left out.
         path: Probability path between base and data.
@@ -62,6 +66,9 @@ class Learner:
         batch_size: Points in one of them.
         ema: Decay of the average of the weights, which is what proposes.
         pool_size: Draws that are remembered, for each live point.
+        emphasis: Exponent of what lies far above the contour. At 0 the evidence of Neal's funnel in 10-d was 0.65 nats
+            low and that of its draws 0.16; at 0.6 they were right to 0.1 and 0.02 low, at the same acceptance. At 0.9
+            a third of that is lost.
         max_integration_steps: Largest number of Runge-Kutta steps.
         mesh: Devices that share the draws along its first axis; all on one if left out.
     """
@@ -75,6 +82,7 @@ class Learner:
     batch_size: int = 256
     ema: float = 0.95
     pool_size: int = 16
+    emphasis: float = 0.6
     max_integration_steps: int = 16
     mesh: Mesh | None = None
 
@@ -122,6 +130,7 @@ class Learner:
             The flow, with new centre, scale, weights and number of integration steps.
         """
         x, weights = _training_set(online.pool, contour, len(online.pool.x) / self.pool_size / 4)
+        weights = _emphasise(weights, online.pool.log_likelihood, self.emphasis)
         mean, scale = _frame(x, weights)
         white = solve_triangular(scale, (x - mean[None]).T, lower=True).T
         is_held_out = jnp.arange(len(x)) % 10 == 0
@@ -207,6 +216,16 @@ def _training_set(pool: Draws, contour: Any, min_ess: float) -> tuple[Array, Arr
     weights = jnp.where(is_above | (pool.log_likelihood >= lowest), weights, jnp.zeros_like(weights))
     weights = weights / jnp.sum(weights)
     return jnp.where(weights[:, None] > 0, pool.x, jnp.zeros_like(pool.x)), weights
+
+
+def _emphasise(weights: Array, log_likelihood: Array, exponent: float) -> Array:
+    """Weights times a power of the prior mass above each point: a mixture of the priors above all contours from here."""
+    order = jnp.argsort(log_likelihood)
+    above = jnp.cumsum(weights[order][::-1])[::-1]
+    # Points of one height have all the same mass above.
+    mass = above[jnp.searchsorted(log_likelihood[order], log_likelihood)]
+    weights = weights * jnp.maximum(mass, SMALLEST_MASS) ** -exponent
+    return weights / jnp.sum(weights)
 
 
 @full_precision

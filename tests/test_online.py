@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from nsflow.flow import Flow
-from nsflow.online import Draws, Learner, _training_set
+from nsflow.online import Draws, Learner, _emphasise, _training_set
 from nsflow.precision import standard_promotion
 from nsflow.velocity import Architecture
 
@@ -134,3 +134,18 @@ def test_training_on_weighted_draws_recovers_the_target():
     weights = np.exp(-np.asarray(log_q, np.float64)[inside])
     resampled = np.asarray(x)[inside][np.random.default_rng(0).choice(inside.sum(), 1000, p=weights / weights.sum()), 0]
     assert stats.kstest(resampled / 2 + 0.5, "uniform").pvalue > 1e-4
+
+
+def test_emphasis_is_a_power_of_the_mass_above():
+    """Of n equal weights the k-th from the top has the mass k / n; equal heights share theirs."""
+    height = jnp.asarray([3.0, 0.0, 2.0, 1.0, 2.0])
+    weights = np.asarray(_emphasise(jnp.full(5, 0.2), height, 0.5))
+    expected = np.array([0.2, 1.0, 0.6, 0.8, 0.6]) ** -0.5
+    np.testing.assert_allclose(weights, expected / np.sum(expected), rtol=1e-5)
+    np.testing.assert_allclose(_emphasise(jnp.full(5, 0.2), height, 0.0), 0.2, rtol=1e-6)
+
+
+def test_training_points_far_above_the_contour_are_not_without_bound():
+    top = np.asarray(_emphasise(jnp.full(100_000, 1e-5), jnp.arange(100_000.0), 0.6))
+    assert np.sum(top[-1000:]) < 1.01 * 0.01**0.4  # of X^-0.6 dX, whose integral is X^0.4
+    assert top[-1] == pytest.approx(top[-1000], rel=1e-2)
