@@ -3,7 +3,7 @@
     python benchmarks/blackjax_drop_in.py [--problems gauss-10,mixture-5] [--seeds 8] [--workers 1]
     python benchmarks/blackjax_drop_in.py --table      # only print what was measured
 
-1000 live points, 100 replaced at once, stop at logZ_live - logZ < -3; 5 d slice steps, and max(6, d) draws of the flow
+1000 live points, 100 replaced at once, stop at logZ_live - logZ < -3; 5 d slice steps, and d draws of the flow
 by a `Mixture`. Each cell is one process and one line of `results/blackjax_drop_in.jsonl`; what is there is not
 repeated.
 """
@@ -50,10 +50,13 @@ def run_cell(sampler: str, name: str, seed: int) -> dict[str, Any]:
         algorithm = blackjax.nss(log_prior, log_likelihood, 5 * problem.dim, NUM_DELETE)
     else:
         algorithm = nsflow_blackjax.as_top_level_api(
-            log_prior, log_likelihood, max(6, problem.dim), NUM_DELETE, nsflow_blackjax.Mixture()
+            log_prior, log_likelihood, problem.dim, NUM_DELETE, nsflow_blackjax.Mixture()
         )
     key, key_init = jax.random.split(jax.random.key(seed))
     state = algorithm.init(jax.random.uniform(key_init, (NUM_LIVE, problem.dim)))
+    if sampler == "nsflow":
+        draws = jax.random.uniform(jax.random.fold_in(key_init, 1), (5 * NUM_LIVE, problem.dim))
+        state = nsflow_blackjax.add_modes(state, draws, log_prior, log_likelihood)
     step, dead, num_calls, first = jax.jit(algorithm.step), [], NUM_LIVE, 0.0
     while state.integrator.logZ_live - state.integrator.logZ > -3:
         key, key_step = jax.random.split(key)
@@ -81,8 +84,6 @@ def run_cell(sampler: str, name: str, seed: int) -> dict[str, Any]:
             "num_calls": num_calls,
         }
     result = nsflow_blackjax.finalise(state, dead)
-    draws = jax.random.uniform(jax.random.fold_in(key_init, 1), (5 * NUM_LIVE, problem.dim))
-    result = nsflow_blackjax.find_lost_modes(result, draws, log_prior, log_likelihood)
     return row | {
         "logZ_error": result.logZ - problem.logz,
         "logZ_err": result.logZ_err,

@@ -1,16 +1,19 @@
 """A flow that learns while another sampler runs: everything here is pure, of fixed shapes, and runs inside jit."""
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import logsumexp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from nsflow.base import AbstractBase, EdgedBall
+from nsflow.ellipsoids import Ellipsoids, around
 from nsflow.flow import Flow
 from nsflow.objective import FlowMatching
 from nsflow.path import AbstractPath, TrigonometricPath
@@ -19,6 +22,7 @@ from nsflow.train import TrainState, resample, start, train_steps
 from nsflow.velocity import Architecture
 
 MAX_NEWTON = 2  # steps after which a point counts as having no inverse; it is then neither drawn nor left
+MAX_DISTANCE = 1e-3  # between a draw's base point and what its inverse leads back to
 NUM_HELD_OUT = 128  # points that choose the number of integration steps
 SMALLEST_MASS = 0.01  # share of the training points that is not emphasised within: a few dozen effective points
 WORTHWHILE = 0.1  # nats of held-out density that twice as many integration steps must gain
@@ -41,6 +45,7 @@ class Online(NamedTuple):
     num_observed: Array  # draws so far
     num_steps: Array  # integration steps that the network wants
     gain: Array  # held-out log-density over that of the base, nats; the network is used where it is positive
+    ellipsoids: Ellipsoids  # around modes that were found before; drawn from beside the flow
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class Learner:
             low and that of its draws 0.16; at 0.6 they were right to 0.1 and 0.02 low, at the same acceptance. At 0.9
             a third of that is lost.
         max_integration_steps: Largest number of Runge-Kutta steps.
+        ellipsoid_share: Share of the draws from ellipsoids around modes, where there are any.
         mesh: Devices that share the draws along its first axis; all on one if left out.
     """
 
@@ -84,6 +90,7 @@ class Learner:
     pool_size: int = 16
     emphasis: float = 0.6
     max_integration_steps: int = 16
+    ellipsoid_share: float = 0.2
     mesh: Mesh | None = None
 
     def init(self, key: Array, live: Draws) -> Online:
@@ -106,12 +113,14 @@ class Learner:
         )
         mean, scale = _frame(live.x, jnp.full_like(live.log_weight, 1 / num_live))
         flow = Flow(velocity, mean, scale, jnp.int32(0))
-        return Online(flow, start(velocity), pool, jnp.int32(num_live), jnp.int32(2), jnp.zeros((), live.x.dtype))
+        zero = jnp.zeros((), live.x.dtype)
+        nowhere = around([], np.zeros(0), 0, live.x.dtype, num_dims)
+        return Online(flow, start(velocity), pool, jnp.int32(num_live), jnp.int32(2), zero, nowhere)
 
     def observe(self, online: Online, draws: Draws) -> Online:
         """Put draws in the place of the oldest; a log-weight of NaN is that of a draw that was not made."""
         size = len(online.pool.log_weight)
-        draws = draws._replace(log_weight=jnp.nan_to_num(draws.log_weight, nan=-jnp.inf, neginf=-jnp.inf))
+        draws = draws._replace(log_weight=jnp.where(draws.log_weight < jnp.inf, draws.log_weight, -jnp.inf))
         newest = jax.tree.map(lambda column: column[-size:], draws)
         index = (online.num_observed + jnp.arange(len(newest.log_weight))) % size
         pool = jax.tree.map(lambda old, new: old.at[index].set(new), online.pool, newest)
@@ -166,20 +175,50 @@ class Learner:
         best = jnp.argmax(scores - WORTHWHILE * jnp.arange(3, dtype=x.dtype))
         gain = scores[best] - jnp.mean(jax.vmap(self.base.log_prob)(held_out))
         flow = Flow(training.average, mean, scale, jnp.where(gain > 0, candidates[best], 0))
-        return online._replace(flow=flow, training=training, num_steps=candidates[best], gain=gain)
+        ellipsoids = online.ellipsoids.at_contour(jnp.asarray(contour, x.dtype))
+        return online._replace(
+            flow=flow, training=training, num_steps=candidates[best], gain=gain, ellipsoids=ellipsoids
+        )
 
     def sample_and_log_prob(self, key: Array, online: Online, num_samples: int) -> tuple[Array, Array]:
-        """Draw points, ``(n, d)``, with their log-density in nats; NaN where the map folds."""
-        dtype = online.flow.mean.dtype
-        z = self.base.sample(key, num_samples, online.flow.num_dims).astype(dtype)
-        return self.push(online, z)
+        """Draw points, ``(n, d)``, with their log-density in nats; NaN where the map folds.
+
+        They come from the flow and, a share of them, from the ellipsoids, and have the density of both.
+        """
+        key_flow, key_part, key_ellipsoids = jax.random.split(key, 3)
+        z = self._shard(self.base.sample(key_flow, num_samples, online.flow.num_dims).astype(online.flow.mean.dtype))
+        x, is_ellipsoid = jnp.asarray(online.flow.forward(z)), jnp.zeros(num_samples, bool)
+        if online.ellipsoids.is_any:
+            share = jnp.where(online.ellipsoids.is_there, self.ellipsoid_share, 0.0)
+            is_ellipsoid = jax.random.bernoulli(key_part, share, (num_samples,))
+            x = jnp.where(is_ellipsoid[:, None], online.ellipsoids.sample(key_ellipsoids, num_samples), x)
+        recovered, log_prob = self.pull(online, x)
+        is_found = is_ellipsoid | (jnp.max(jnp.abs(recovered - z), axis=1) < MAX_DISTANCE)
+        log_prob = self._mixed(online, x, log_prob)
+        # Rounding puts a draw at the edge of an ellipsoid outside of it, where there may be no density at all.
+        return x, jnp.where(is_found & (log_prob > -jnp.inf), log_prob, jnp.nan)
+
+    def log_prob(self, online: Online, x: Float[Array, "n d"]) -> Array:
+        """Log-density of the draws at points, nats, shape ``(n,)``; NaN or -inf where none is drawn."""
+        return self._mixed(online, x, self.pull(online, x)[1])
+
+    def _mixed(self, online: Online, x: Array, log_prob: Array) -> Array:
+        """The density of flow and ellipsoids, from that of the flow."""
+        if not online.ellipsoids.is_any:
+            return log_prob
+        # A draw without an inverse is none of the flow's, so that its density there is zero.
+        log_prob = jnp.where(jnp.isnan(log_prob), -jnp.inf, log_prob)
+        log_ellipsoid = jax.vmap(online.ellipsoids.log_prob)(x)
+        share = self.ellipsoid_share
+        mixed = jnp.logaddexp(math.log1p(-share) + log_prob, math.log(share) + log_ellipsoid)
+        return jnp.where(online.ellipsoids.is_there, mixed, log_prob)
 
     def push(self, online: Online, z: Float[Array, "n d"]) -> tuple[Array, Array]:
         """Carry base points to the data; their log-density there, nats, NaN where the inverse does not lead back."""
         z = self._shard(z)
         x = jnp.asarray(online.flow.forward(z))
         recovered, log_prob = self.pull(online, x)
-        return x, jnp.where(jnp.max(jnp.abs(recovered - z), axis=1) < 1e-3, log_prob, jnp.nan)
+        return x, jnp.where(jnp.max(jnp.abs(recovered - z), axis=1) < MAX_DISTANCE, log_prob, jnp.nan)
 
     def pull(self, online: Online, x: Float[Array, "n d"]) -> tuple[Array, Array]:
         """Carry points back to the base, with their log-density in nats; NaN where no inverse was found."""
@@ -219,7 +258,7 @@ def _training_set(pool: Draws, contour: Any, min_ess: float) -> tuple[Array, Arr
 
 
 def _emphasise(weights: Array, log_likelihood: Array, exponent: float) -> Array:
-    """Weights times a power of the prior mass above each point: a mixture of the priors above all contours from here."""
+    """Weights times a power of the prior mass above each point: a mixture of the priors above contours from here."""
     order = jnp.argsort(log_likelihood)
     above = jnp.cumsum(weights[order][::-1])[::-1]
     # Points of one height have all the same mass above.

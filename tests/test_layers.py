@@ -14,7 +14,7 @@ ORDER = (
     "prior", "batch", "failure", "workers", "host", "journal", "likelihood", "gaussian", "modes",
     "base", "pushforward", "path", "schedule", "process", "coupling", "ode",
     "objective", "score_matching", "action_matching", "maximum_likelihood", "velocity", "train", "flow",
-    "energy", "langevin", "sde", "proposal", "shear", "surrogate", "online",
+    "energy", "langevin", "sde", "proposal", "shear", "surrogate", "ellipsoids", "online",
     "evidence", "kernels", "wide", "estimator", "thinning", "points", "fresh", "state", "progress",
     "components", "scouting", "ladder", "ridges", "posterior", "frozen",
     "volumes", "files", "versions", "results", "summary", "start", "codec", "manifest", "identity", "checkpoint",

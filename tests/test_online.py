@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from nsflow.ellipsoids import around
 from nsflow.flow import Flow
+from nsflow.modes import Mode
 from nsflow.online import Draws, Learner, _emphasise, _training_set
 from nsflow.precision import standard_promotion
 from nsflow.velocity import Architecture
@@ -63,6 +65,32 @@ def test_density_of_draws_is_that_of_the_inverse(trained):
     z, log_prob = jax.jit(SMALL.pull)(trained, x)
     assert np.asarray(log_prob) == pytest.approx(np.asarray(log_q), abs=1e-3)
     assert np.asarray(jax.jit(SMALL.push)(trained, z)[0]) == pytest.approx(np.asarray(x), abs=1e-3)
+
+
+def test_flow_and_ellipsoids_have_one_density(trained):
+    """A small square about an ellipsoid's centre by importance; false-alarm rate 1e-4."""
+    modes = [Mode(np.array([0.5, 0.2]), 0.0, 0.05 * np.eye(2)), Mode(np.array([0.9, -2.0]), 0.0, 0.01 * np.eye(2))]
+    ellipsoids = around(modes, np.array([2.0, 2.0]), 0, jnp.dtype(jnp.float32)).at_contour(jnp.float32(0.0))
+    mixed = trained._replace(ellipsoids=ellipsoids)
+    x, log_q = jax.jit(SMALL.sample_and_log_prob, static_argnums=2)(jax.random.key(3), mixed, 40_000)
+    np.testing.assert_allclose(jax.jit(SMALL.log_prob)(mixed, x), log_q, atol=1e-3)
+    x, density = np.asarray(x), np.exp(np.asarray(log_q, np.float64))
+    inside = np.all(np.abs(x - [0.5, 0.2]) < 0.07, axis=1)
+    weights = np.where(inside, 1 / density, 0)
+    error = np.std(weights) / np.sqrt(len(weights))
+    assert abs(np.mean(weights) - 0.0196) < 3.9 * error
+    assert error < 0.0003
+    # Where the flow has nothing, the ellipsoid has its part of their share.
+    far = x[:, 1] < -1.5
+    assert abs(np.mean(far) - 0.2 * (0.125 + 0.75 / 26)) < 3.9 * np.sqrt(0.03 / len(x))
+
+
+def test_a_draw_without_a_density_teaches_nothing():
+    """A weight of infinity once turned the flow into NaN."""
+    points = live(jax.random.key(0), 40)
+    draws = points._replace(log_weight=points.log_weight.at[:3].set(jnp.asarray([jnp.nan, jnp.inf, -jnp.inf])))
+    pool = SMALL.observe(SMALL.init(jax.random.key(1), points), draws).pool
+    assert np.all(np.asarray(pool.log_weight)[40:43] == -np.inf)
 
 
 def test_a_map_that_folds_gives_nan_and_no_density(trained):

@@ -30,7 +30,7 @@ from nsflow.adapters.constrained import (
     Rejection,
     flatten,
 )
-from nsflow.adapters.lost import find_lost_modes
+from nsflow.adapters.modes import add_modes, find_lost_modes, with_lost_modes
 from nsflow.adapters.nested import (
     NUM_VOLUMES,
     LostMode,
@@ -39,6 +39,7 @@ from nsflow.adapters.nested import (
     insertion_p_values,
     nested_samples,
 )
+from nsflow.ellipsoids import Ellipsoids
 from nsflow.online import Draws, Learner
 from nsflow.precision import standard_promotion
 
@@ -51,6 +52,7 @@ __all__ = [
     "NestedResult",
     "Rejection",
     "UpdateInfo",
+    "add_modes",
     "as_top_level_api",
     "build_kernel",
     "finalise",
@@ -344,13 +346,14 @@ def finalise(state: AdaptiveNSState, dead: Sequence[NSInfo]) -> NestedResult:
     p_value, worst_p_value = insertion_p_values(
         np.concatenate([step.insertion_rank for step in steps]).astype(np.float64), num_live
     )
-    return NestedResult(
+    ellipsoids: Ellipsoids = state.inner_kernel_params["proposal"].ellipsoids  # pyright: ignore[reportAttributeAccessIssue]
+    result = NestedResult(
         samples=samples,
         logZ=float(np.mean(volumes)),
         logZ_err=float(np.std(volumes)),
         importance_logZ=importance.logZ,
         importance_logZ_err=importance.logZ_err,
-        num_calls=num_live + sum(int(np.sum(step.num_calls)) for step in steps),
+        num_calls=num_live + int(ellipsoids.num_calls) + sum(int(np.sum(step.num_calls)) for step in steps),
         khat=importance.khat,
         acceptance=float(np.mean([step.acceptance for step in steps])),
         unique_fraction=float(min(step.unique_fraction[0] for step in steps)),
@@ -358,6 +361,8 @@ def finalise(state: AdaptiveNSState, dead: Sequence[NSInfo]) -> NestedResult:
         worst_insertion_p_value=worst_p_value,
         num_dropped=len(particles.loglikelihood) - len(samples),
     )
+    _, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], state.particles.position))
+    return with_lost_modes(result, ellipsoids.modes, unravel)
 
 
 def _train(rng_key: Array, state: AdaptiveNSState, learner: Learner, num_rounds: Any = None) -> AdaptiveNSState:

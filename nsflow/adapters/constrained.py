@@ -268,7 +268,7 @@ class Mixture(AbstractInnerKernel):
     local: LatentSlice = field(default_factory=LatentSlice)
     num_slices: int = 2
     min_acceptance: float = 0.15
-    min_unique: float = 0.8
+    min_unique: float = 0.75
 
     def __call__(
         self,
@@ -374,7 +374,7 @@ def _propose(problem: Problem, key: Array, proposal: Online, num: int) -> tuple[
 
 def _log_weight(problem: Problem, proposal: Online, state: StateWithLogLikelihood, contour: Array) -> Array:
     """Log of prior over flow density; +inf where there is none, -inf for what must leave a plateau at the contour."""
-    _, log_q = problem.learner.pull(proposal, flatten(state.position))
+    log_q = problem.learner.log_prob(proposal, flatten(state.position))
     log_weight = jnp.where(jnp.isnan(log_q), jnp.inf, state.logdensity - log_q)
     return jnp.where(state.loglikelihood > contour, log_weight, -jnp.inf)
 

@@ -1,4 +1,4 @@
-"""Modes that a nested sampling run has lost: maxima above draws of the prior with less of the evidence than theirs."""
+"""Modes above draws of the prior: proposed around from the start, or looked for in what a run has found."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from blackjax.ns.adaptive import AdaptiveNSState
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from nsflow.adapters.constrained import flatten
 from nsflow.adapters.nested import LostMode, NestedResult
+from nsflow.ellipsoids import around
 from nsflow.modes import Mode, ascend, basins, highest_mode, isolation, measure, share_of_evidence
 from nsflow.precision import float64
 
@@ -100,6 +102,109 @@ def find_lost_modes(
     ... ).alarms
     ('a mode with 50% of the evidence was lost, the run has 0% there: take more live points, or nsflow.run',)
     """
+    modes, unravel, num_calls = _find_modes(prior_draws, logprior_fn, loglikelihood_fn, max_calls)
+    result = replace(result, num_calls=result.num_calls + num_calls)
+    return with_lost_modes(result, modes, unravel)
+
+
+@float64
+def add_modes(
+    state: AdaptiveNSState,
+    prior_draws: Any,
+    logprior_fn: Callable[[Any], Array],
+    loglikelihood_fn: Callable[[Any], Array],
+    max_calls: int = 5000,
+) -> AdaptiveNSState:
+    r"""Climb from draws of the prior, and propose around the maxima from the first step on.
+
+    Of a thousand live points a narrow mode has one or none until the contour is far up its slopes, and what one
+    live point has found is lost by chance or counts by chance. A fifth of the draws (`Learner.ellipsoid_share`) then
+    come from ellipsoids that reach to the contour where the likelihood is a Gaussian,
+    :class:`nsflow.ellipsoids.Ellipsoids`, and the flow learns from them. They change what is proposed and its density,
+    nothing else. `finalise` sets an alarm for each of these modes that the run has lost all the same.
+
+    Call it after `init`, outside of jit. The modes are those of :func:`find_lost_modes`, with a hundredth of the
+    evidence of all of them.
+
+    Parameters
+    ----------
+    state
+        From `init`, before the first step.
+    prior_draws
+        Positions drawn from the prior; some thousands, as each mode needs one of them on its slopes.
+    logprior_fn
+        Log-prior of one particle, nats.
+    loglikelihood_fn
+        Log-likelihood of one particle, nats; differentiable.
+    max_calls
+        Likelihood calls not to be exceeded, a gradient with its value counting as two; those for the draws come on
+        top.
+
+    Returns
+    -------
+    The state with ellipsoids around the modes.
+
+    Raises
+    ------
+    ValueError
+        If the leaves of `prior_draws` disagree on the number of positions, there are fewer than two, or they have
+        another dimension than the live points.
+
+    Examples
+    --------
+    >>> import nsflow.adapters.blackjax as nested
+    >>> log_prior = lambda x: jnp.where(jnp.all(jnp.abs(x) < 20), -2 * jnp.log(40.0), -jnp.inf)
+    >>> log_likelihood = lambda x: jnp.logaddexp(-0.5 * jnp.sum((x - 9) ** 2), -5 * jnp.sum((x + 9) ** 2))
+    >>> algorithm = nested.as_top_level_api(log_prior, log_likelihood, 6, 50)
+    >>> state = algorithm.init(jax.random.uniform(jax.random.key(0), (500, 2), minval=-20.0, maxval=20.0))
+    >>> draws = np.random.default_rng(0).uniform(-20, 20, (2000, 2))
+    >>> state = add_modes(state, draws, log_prior, log_likelihood)
+    >>> state.inner_kernel_params["proposal"].ellipsoids.centre.round(3).tolist()
+    [[9.0, 9.0], [-9.0, -9.0]]
+    """
+    online: Any = state.inner_kernel_params["proposal"]
+    num_dims, dtype = online.flow.num_dims, online.flow.mean.dtype
+    _, x = _flat(prior_draws)
+    if x.shape[1] != num_dims:
+        raise ValueError(f"`prior_draws` expected positions of dimension {num_dims}, as live points; got {x.shape[1]}.")
+    modes, unravel, num_calls = _find_modes(prior_draws, logprior_fn, loglikelihood_fn, max_calls)
+    modes = [mode for mode, share in zip(modes, share_of_evidence(modes, -np.inf), strict=True) if share > MIN_SHARE]
+    log_likelihood = np.array([float(loglikelihood_fn(unravel(jnp.asarray(mode.centre)))) for mode in modes])
+    ellipsoids = around(modes, log_likelihood, num_calls + len(modes), dtype, num_dims)
+    if (
+        online.flow.mean.committed
+    ):  # to the devices of a mesh; a step compiles anew for arrays that are placed otherwise
+        ellipsoids = jax.device_put(ellipsoids, online.flow.mean.sharding)
+    params = {**state.inner_kernel_params, "proposal": online._replace(ellipsoids=ellipsoids)}  # pyright: ignore[reportGeneralTypeIssues]
+    return state._replace(inner_kernel_params=params)
+
+
+def with_lost_modes(result: NestedResult, modes: list[Mode], unravel: Callable[[Array], Any]) -> NestedResult:
+    """Set an alarm for each mode around which a run has too little of the evidence.
+
+    Parameters
+    ----------
+    result
+        From `finalise`.
+    modes
+        The modes.
+    unravel
+        The position of one particle from a flat vector.
+
+    Returns
+    -------
+    The result with `lost_modes`.
+    """
+    lost = tuple(
+        LostMode(unravel(jnp.asarray(mode.centre)), float(share), float(found))
+        for mode, share, found in zip(modes, *_shares(result, modes), strict=True)
+        if share > MIN_SHARE and found < LOST * share
+    )
+    return replace(result, lost_modes=lost)
+
+
+def _flat(prior_draws: Any) -> tuple[Callable[[Array], Any], np.ndarray]:
+    """Positions as an array, one row a particle, and the way back for one row."""
     sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(prior_draws)}
     if len(sizes) != 1 or sizes <= {(), (0,), (1,)}:
         raise ValueError(
@@ -107,8 +212,15 @@ def find_lost_modes(
             f"got leading axes {sorted(sizes)}."
         )
     prior_draws = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), prior_draws)
-    x = np.asarray(flatten(prior_draws))
     _, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], prior_draws))
+    return unravel, np.asarray(flatten(prior_draws))
+
+
+def _find_modes(
+    prior_draws: Any, logprior_fn: Callable, loglikelihood_fn: Callable, max_calls: int
+) -> tuple[list[Mode], Callable[[Array], Any], int]:
+    """The maxima above draws of the prior, positions from flat vectors, and the likelihood calls made."""
+    unravel, x = _flat(prior_draws)
 
     def log_density(vector: Array) -> Array:
         position = unravel(vector)
@@ -117,12 +229,7 @@ def find_lost_modes(
     values = np.asarray(jax.jit(jax.vmap(log_density))(x))
     target = _Target(log_density, max_calls)
     modes = _climb(target, x[values > -np.inf], values[values > -np.inf])
-    lost = tuple(
-        LostMode(unravel(jnp.asarray(mode.centre)), float(share), float(found))
-        for mode, share, found in zip(modes, *_shares(result, modes), strict=True)
-        if share > MIN_SHARE and found < LOST * share
-    )
-    return replace(result, lost_modes=lost, num_calls=result.num_calls + len(x) + target.num_calls)
+    return modes, unravel, len(x) + target.num_calls
 
 
 def _climb(target: _Target, x: np.ndarray, values: np.ndarray) -> list[Mode]:

@@ -1,12 +1,15 @@
-"""Lost modes: found where a draw of the prior stood on their slopes, and no alarm where nothing is lost."""
+"""Modes: found where a draw of the prior stood on their slopes, kept if proposed, and no alarm where none is lost."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from anesthetic import MCMCSamples
 
-from nsflow.adapters.blackjax import find_lost_modes
+import nsflow.adapters.blackjax as nested
+from nsflow.adapters.blackjax import add_modes, find_lost_modes
 from nsflow.adapters.nested import NestedResult
+from nsflow.velocity import Architecture
 
 BOX = 8.0
 LOG_Z = -2 * np.log(2 * BOX)  # of a normalised likelihood within the box
@@ -94,3 +97,49 @@ def test_a_ridge_is_not_as_many_modes_as_climbs_end_on_it():
 def test_too_few_draws_are_refused(draws):
     with pytest.raises(ValueError, match="`prior_draws` expected a PyTree of arrays, two or more positions"):
         find_lost_modes(result_of(samples(0)), draws, log_prior, two_modes)
+
+
+# ---- modes that are proposed from the start
+
+
+def run(share, key):
+    """Ten runs' worth of live points would be needed for the narrow mode without it being proposed."""
+    learner = nested.Learner(Architecture(16, 1, (), (1.0,)), num_steps=30, first_rounds=5, ellipsoid_share=share)
+    algorithm = nested.as_top_level_api(log_prior, two_modes, 6, 20, learner=learner)
+    state = algorithm.init(jax.random.uniform(key, (200, 2), jnp.float32, -BOX, BOX))
+    state, step, dead = add_modes(state, DRAWS, log_prior, two_modes), jax.jit(algorithm.step), []
+    while state.integrator.logZ_live - state.integrator.logZ > -3:
+        key, key_step = jax.random.split(key)
+        state, info = step(key_step, state)
+        dead.append(info)
+    assert step._cache_size() == 1
+    return state, nested.finalise(state, dead), 200 + len(dead) * 20 * 6
+
+
+def test_a_mode_that_is_proposed_is_kept():
+    """Four runs; false-alarm rates 1e-4."""
+    runs = [run(0.2, jax.random.key(seed)) for seed in range(4)]
+    for state, result, num_calls in runs:
+        assert result.alarms == ()
+        ellipsoids = state.inner_kernel_params["proposal"].ellipsoids
+        assert result.num_calls == num_calls + int(ellipsoids.num_calls)
+        assert 1000 < int(ellipsoids.num_calls) < 1500
+    errors = [[r.logZ - LOG_Z, r.logZ_err, r.importance_logZ - LOG_Z, r.importance_logZ_err] for _, r, _ in runs]
+    classical, quoted, importance, own = np.mean(errors, axis=0)
+    assert abs(classical) < 3.9 * quoted / 2
+    assert abs(importance) < 3.9 * own / 2
+    assert quoted < 0.25
+    assert own < 0.05
+
+
+def test_a_mode_that_was_known_and_lost_sets_an_alarm():
+    """Hardly ever proposed; 200 live points have one on its slopes."""
+    _, result, _ = run(1e-6, jax.random.key(1))
+    assert [alarm for alarm in result.alarms if "33%" in alarm]
+
+
+def test_modes_have_the_dimension_of_live_points():
+    algorithm = nested.as_top_level_api(log_prior, two_modes, 6, 20)
+    state = algorithm.init(jax.random.uniform(jax.random.key(0), (200, 2), jnp.float32, -BOX, BOX))
+    with pytest.raises(ValueError, match="dimension 2, as live points; got 3"):
+        add_modes(state, np.zeros((10, 3)), log_prior, two_modes)
