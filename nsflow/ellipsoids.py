@@ -21,9 +21,10 @@ class Ellipsoids(NamedTuple):
     .. math::
         E_k(L^*) = \{c_k + \rho\, S_k u : |u| \le 1\}, \qquad \rho^2 = 2 (\log L(c_k) - \log L^*) .
 
-    They grow no larger than the prior at the mode allows, and a mode below the contour has none. A quarter of the draws
-    falls on all in equal parts, the rest by the mass of the prior within each: in equal parts alone, most draws were
-    made in narrow modes, where they are hardly ever accepted.
+    c is a maximum of likelihood times prior and S its width; where the prior is not flat across a mode the ellipsoid is
+    not the region above the contour, and there is none above L(c). None holds more than the prior does. A quarter of
+    the draws falls on all in equal parts, the rest by the mass of the prior within each: in equal parts alone, most
+    draws were made in narrow modes, where they are hardly ever accepted.
 
     Args:
         centre: The maxima c.
@@ -89,7 +90,7 @@ class Ellipsoids(NamedTuple):
         normal = jax.random.normal(key_normal, (num_samples, num_dims), dtype)
         uniform = jax.random.uniform(key_radius, (num_samples, 1), dtype)
         unit = normal / jnp.linalg.norm(normal, axis=1, keepdims=True) * uniform ** (1 / num_dims)
-        offset = jnp.einsum("nij,nj->ni", self.scale[which], unit)
+        offset = jnp.einsum("kij,nj->kni", self.scale, unit)[which, jnp.arange(num_samples)]
         return self.centre[which] + jnp.exp(self.log_radius[which])[:, None] * offset
 
     @full_precision

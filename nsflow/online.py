@@ -77,6 +77,9 @@ class Learner:
         max_integration_steps: Largest number of Runge-Kutta steps.
         ellipsoid_share: Share of the draws from ellipsoids around modes, where there are any.
         mesh: Devices that share the draws along its first axis; all on one if left out.
+
+    Raises:
+        ValueError: If `ellipsoid_share` is not a share below one, or `emphasis` is negative.
     """
 
     architecture: Architecture = field(default_factory=lambda: Architecture(64, 2, (), (1.0, 2.0)))
@@ -92,6 +95,12 @@ class Learner:
     max_integration_steps: int = 16
     ellipsoid_share: float = 0.2
     mesh: Mesh | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ellipsoid_share < 1:
+            raise ValueError(f"`ellipsoid_share` expected a share from 0 to below 1; got {self.ellipsoid_share}.")
+        if not 0 <= self.emphasis < math.inf:
+            raise ValueError(f"`emphasis` expected an exponent of 0 or more; got {self.emphasis}.")
 
     def init(self, key: Array, live: Draws) -> Online:
         """Whiten the first live points, which are draws of the prior; `train` has everything else to learn.
@@ -188,30 +197,39 @@ class Learner:
         key_flow, key_part, key_ellipsoids = jax.random.split(key, 3)
         z = self._shard(self.base.sample(key_flow, num_samples, online.flow.num_dims).astype(online.flow.mean.dtype))
         x, is_ellipsoid = jnp.asarray(online.flow.forward(z)), jnp.zeros(num_samples, bool)
-        if online.ellipsoids.is_any:
+        if self._has_ellipsoids(online):
             share = jnp.where(online.ellipsoids.is_there, self.ellipsoid_share, 0.0)
             is_ellipsoid = jax.random.bernoulli(key_part, share, (num_samples,))
             x = jnp.where(is_ellipsoid[:, None], online.ellipsoids.sample(key_ellipsoids, num_samples), x)
-        recovered, log_prob = self.pull(online, x)
-        is_found = is_ellipsoid | (jnp.max(jnp.abs(recovered - z), axis=1) < MAX_DISTANCE)
-        log_prob = self._mixed(online, x, log_prob)
-        # Rounding puts a draw at the edge of an ellipsoid outside of it, where there may be no density at all.
-        return x, jnp.where(is_found & (log_prob > -jnp.inf), log_prob, jnp.nan)
+        recovered, log_flow = self.pull(online, x)
+        log_ellipsoid = self._log_ellipsoid(online, x)
+        # A draw that rounding puts outside of its ellipsoid would have the density of the flow alone: e^-861 was met.
+        is_found = jnp.where(
+            is_ellipsoid, log_ellipsoid > -jnp.inf, jnp.max(jnp.abs(recovered - z), axis=1) < MAX_DISTANCE
+        )
+        return x, jnp.where(is_found, self._mixed(online, log_flow, log_ellipsoid), jnp.nan)
 
     def log_prob(self, online: Online, x: Float[Array, "n d"]) -> Array:
         """Log-density of the draws at points, nats, shape ``(n,)``; NaN or -inf where none is drawn."""
-        return self._mixed(online, x, self.pull(online, x)[1])
+        return self._mixed(online, self.pull(online, x)[1], self._log_ellipsoid(online, x))
 
-    def _mixed(self, online: Online, x: Array, log_prob: Array) -> Array:
-        """The density of flow and ellipsoids, from that of the flow."""
-        if not online.ellipsoids.is_any:
-            return log_prob
+    def _has_ellipsoids(self, online: Online) -> bool:
+        return online.ellipsoids.is_any and self.ellipsoid_share > 0
+
+    def _log_ellipsoid(self, online: Online, x: Array) -> Array:
+        if not self._has_ellipsoids(online):
+            return jnp.full(len(x), -jnp.inf, x.dtype)
+        return jax.vmap(online.ellipsoids.log_prob)(x)
+
+    def _mixed(self, online: Online, log_flow: Array, log_ellipsoid: Array) -> Array:
+        """The density of flow and ellipsoids together."""
+        if not self._has_ellipsoids(online):
+            return log_flow
         # A draw without an inverse is none of the flow's, so that its density there is zero.
-        log_prob = jnp.where(jnp.isnan(log_prob), -jnp.inf, log_prob)
-        log_ellipsoid = jax.vmap(online.ellipsoids.log_prob)(x)
+        log_flow = jnp.where(jnp.isnan(log_flow), -jnp.inf, log_flow)
         share = self.ellipsoid_share
-        mixed = jnp.logaddexp(math.log1p(-share) + log_prob, math.log(share) + log_ellipsoid)
-        return jnp.where(online.ellipsoids.is_there, mixed, log_prob)
+        mixed = jnp.logaddexp(math.log1p(-share) + log_flow, math.log(share) + log_ellipsoid)
+        return jnp.where(online.ellipsoids.is_there, mixed, log_flow)
 
     def push(self, online: Online, z: Float[Array, "n d"]) -> tuple[Array, Array]:
         """Carry base points to the data; their log-density there, nats, NaN where the inverse does not lead back."""

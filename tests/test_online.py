@@ -85,6 +85,39 @@ def test_flow_and_ellipsoids_have_one_density(trained):
     assert abs(np.mean(far) - 0.2 * (0.125 + 0.75 / 26)) < 3.9 * np.sqrt(0.03 / len(x))
 
 
+def test_a_draw_that_rounding_puts_outside_of_its_ellipsoid_is_none(trained):
+    """With the density of the far flow alone its weight was e^861."""
+    wide = replace(
+        trained.flow, mean=jnp.full(2, 70.0), scale=0.3 * jnp.eye(2, dtype=jnp.float32), num_steps=jnp.int32(0)
+    )
+    ellipsoids = around([Mode(np.full(2, 80.0), 0.0, 1e-4 * np.eye(2))], np.array([2.0]), 0, jnp.dtype(jnp.float32))
+    mixed = trained._replace(flow=wide, ellipsoids=ellipsoids.at_contour(jnp.float32(0.0)))
+    x, log_q = jax.jit(SMALL.sample_and_log_prob, static_argnums=2)(jax.random.key(0), mixed, 5000)
+    near = np.linalg.norm(np.asarray(x) - 80, axis=1) < 1
+    assert 0 < np.mean(np.isnan(log_q)[near]) < 0.1
+    assert np.nanmin(np.asarray(log_q)[near]) > 10
+
+
+def test_training_emphasises_what_lies_above():
+    """The training set of points in a square is narrower about the top, and with an exponent of zero it is not."""
+    points = live(jax.random.key(0), 2000)
+    points = points._replace(log_likelihood=-jnp.sum((points.x - 0.5) ** 2, axis=1))
+    spread = {}
+    for emphasis in (0.0, 0.6):
+        learner = replace(SMALL, emphasis=emphasis, num_steps=1)
+        online = learner.init(jax.random.key(1), points)
+        trained = standard_promotion(jax.jit(learner.train))(jax.random.key(2), online, -jnp.inf)
+        spread[emphasis] = float(trained.flow.scale[0, 0])
+    assert spread[0.0] == pytest.approx(12**-0.5, rel=0.05)
+    assert spread[0.6] < 0.85 * spread[0.0]
+
+
+@pytest.mark.parametrize("options", [{"ellipsoid_share": 1.0}, {"ellipsoid_share": -0.1}, {"emphasis": -1.0}])
+def test_shares_and_exponents_out_of_range_are_named(options):
+    with pytest.raises(ValueError, match=f"`{next(iter(options))}` expected"):
+        Learner(**options)
+
+
 def test_a_draw_without_a_density_teaches_nothing():
     """A weight of infinity once turned the flow into NaN."""
     points = live(jax.random.key(0), 40)

@@ -361,8 +361,8 @@ def finalise(state: AdaptiveNSState, dead: Sequence[NSInfo]) -> NestedResult:
         worst_insertion_p_value=worst_p_value,
         num_dropped=len(particles.loglikelihood) - len(samples),
     )
-    _, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], state.particles.position))
-    return with_lost_modes(result, ellipsoids.modes, unravel)
+    flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], state.particles.position))
+    return with_lost_modes(result, ellipsoids.modes, lambda vector: unravel(vector.astype(flat.dtype)))
 
 
 def _train(rng_key: Array, state: AdaptiveNSState, learner: Learner, num_rounds: Any = None) -> AdaptiveNSState:

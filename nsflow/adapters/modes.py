@@ -100,11 +100,12 @@ def find_lost_modes(
     >>> find_lost_modes(
     ...     result, draws, lambda x: -2 * jnp.log(40.0), lambda x: jnp.logaddexp(normal(x, -9), normal(x, 9))
     ... ).alarms
-    ('a mode with 50% of the evidence was lost, the run has 0% there: take more live points, or nsflow.run',)
+    ('a mode with 50% of the evidence was lost, the run has 0% there: use add_modes, more live points, or nsflow.run',)
     """
     modes, unravel, num_calls = _find_modes(prior_draws, logprior_fn, loglikelihood_fn, max_calls)
     result = replace(result, num_calls=result.num_calls + num_calls)
-    return with_lost_modes(result, modes, unravel)
+    known = [np.asarray(ravel_pytree(lost.position)[0]) for lost in result.lost_modes]
+    return with_lost_modes(result, [mode for mode in modes if not any(map(mode.contains, known))], unravel)
 
 
 @float64
@@ -119,12 +120,12 @@ def add_modes(
 
     Of a thousand live points a narrow mode has one or none until the contour is far up its slopes, and what one
     live point has found is lost by chance or counts by chance. A fifth of the draws (`Learner.ellipsoid_share`) then
-    come from ellipsoids that reach to the contour where the likelihood is a Gaussian,
+    come from ellipsoids that reach to the contour where the likelihood is a Gaussian and the prior flat,
     :class:`nsflow.ellipsoids.Ellipsoids`, and the flow learns from them. They change what is proposed and its density,
     nothing else. `finalise` sets an alarm for each of these modes that the run has lost all the same.
 
-    Call it after `init`, outside of jit. The modes are those of :func:`find_lost_modes`, with a hundredth of the
-    evidence of all of them.
+    Call it after `init`, outside of jit; again to look among other draws. The modes are those of
+    :func:`find_lost_modes`, with a hundredth of the evidence of all of them.
 
     Parameters
     ----------
@@ -167,13 +168,16 @@ def add_modes(
     _, x = _flat(prior_draws)
     if x.shape[1] != num_dims:
         raise ValueError(f"`prior_draws` expected positions of dimension {num_dims}, as live points; got {x.shape[1]}.")
-    modes, unravel, num_calls = _find_modes(prior_draws, logprior_fn, loglikelihood_fn, max_calls)
+    new, unravel, num_calls = _find_modes(prior_draws, logprior_fn, loglikelihood_fn, max_calls)
+    known = online.ellipsoids.modes
+    modes = known + [mode for mode in new if not any(other.contains(mode.centre) for other in known)]
     modes = [mode for mode, share in zip(modes, share_of_evidence(modes, -np.inf), strict=True) if share > MIN_SHARE]
     log_likelihood = np.array([float(loglikelihood_fn(unravel(jnp.asarray(mode.centre)))) for mode in modes])
-    ellipsoids = around(modes, log_likelihood, num_calls + len(modes), dtype, num_dims)
-    if (
-        online.flow.mean.committed
-    ):  # to the devices of a mesh; a step compiles anew for arrays that are placed otherwise
+    num_calls += int(online.ellipsoids.num_calls) + len(modes)
+    ellipsoids = around(modes, log_likelihood, num_calls, dtype, num_dims)
+    ellipsoids = ellipsoids.at_contour(jnp.min(state.particles.loglikelihood).astype(dtype))
+    # A step is compiled anew for arrays that are placed on other devices than those before.
+    if getattr(online.flow.mean, "committed", False):
         ellipsoids = jax.device_put(ellipsoids, online.flow.mean.sharding)
     params = {**state.inner_kernel_params, "proposal": online._replace(ellipsoids=ellipsoids)}  # pyright: ignore[reportGeneralTypeIssues]
     return state._replace(inner_kernel_params=params)
@@ -193,14 +197,14 @@ def with_lost_modes(result: NestedResult, modes: list[Mode], unravel: Callable[[
 
     Returns
     -------
-    The result with `lost_modes`.
+    The result with these `lost_modes` after those that it has.
     """
     lost = tuple(
         LostMode(unravel(jnp.asarray(mode.centre)), float(share), float(found))
         for mode, share, found in zip(modes, *_shares(result, modes), strict=True)
         if share > MIN_SHARE and found < LOST * share
     )
-    return replace(result, lost_modes=lost)
+    return replace(result, lost_modes=result.lost_modes + lost)
 
 
 def _flat(prior_draws: Any) -> tuple[Callable[[Array], Any], np.ndarray]:
@@ -269,4 +273,5 @@ def _shares(result: NestedResult, modes: list[Mode]) -> tuple[np.ndarray, np.nda
     found = np.bincount(highest_mode(modes, x), weights=weights, minlength=len(modes)) / np.sum(weights)
     share = share_of_evidence(modes, result.logZ)
     # Of the same whole as the modes' shares, which is more than the run's evidence where it has lost one.
-    return share, found * share[0] / np.exp(modes[0].log_evidence - result.logZ)
+    whole = max(result.logZ, np.logaddexp.reduce([mode.log_evidence for mode in modes]))
+    return share, found * np.exp(result.logZ - whole)

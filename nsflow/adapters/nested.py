@@ -46,7 +46,7 @@ class NestedResult:
     importance_logZ, importance_logZ_err
         That of the flow's draws, nats; :func:`importance_evidence`.
     num_calls
-        Likelihood evaluations, those of the first live points included.
+        Likelihood evaluations, those of the first live points and of searches for modes included.
     acceptance
         Mean share of accepted moves.
     khat
@@ -58,7 +58,8 @@ class NestedResult:
     num_dropped
         Points left out of `samples`, since nothing above their contour was found for them.
     lost_modes
-        From :func:`nsflow.adapters.blackjax.find_lost_modes`; empty unless that was called.
+        Of those known to :func:`nsflow.adapters.blackjax.add_modes` or found by `find_lost_modes`; empty unless one of
+        these was called.
     alarms
         Reasons not to trust the evidence. One in a thousand correct runs has an insertion p-value below 1e-3, one in
         two thousand two evidences 3.5 errors apart.
@@ -95,7 +96,7 @@ class NestedResult:
             alarms.append(f"{self.num_dropped} points did not exceed their contour and were dropped: a plateau?")
         alarms += [
             f"a mode with {mode.share:.0%} of the evidence was lost, the run has {mode.found:.0%} there: "
-            "take more live points, or nsflow.run"
+            "use add_modes, more live points, or nsflow.run"
             for mode in self.lost_modes
         ]
         return tuple(alarms)

@@ -205,17 +205,19 @@ def test_two_devices_give_what_one_gives():
         sampler = nested.as_top_level_api(prior, likelihood, 4, 20, learner=learner(devices))
         state = sampler.init(jax.random.uniform(jax.random.key(0), (200, 2), minval=-5.0, maxval=5.0))
         step = jax.jit(sampler.step)
+        state = nested.add_modes(state, np.random.default_rng(0).uniform(-5, 5, (50, 2)), prior, likelihood)
         text = step.lower(jax.random.key(1), state).compile().as_text()
         for i in range(30):
             state, info = step(jax.random.key(i), state)
         rows.append((len(jax.devices()), "num_partitions=2" in text, float(state.integrator.logZ),
-                     float(jnp.mean(info.update_info.acceptance))))
+                     float(jnp.mean(info.update_info.acceptance)), step._cache_size()))
     print(rows)
     """
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", textwrap.dedent(code)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, cwd=ROOT).stdout
-    (num_devices, is_sharded, one, _), (_, is_sharded_by_mesh, two, acceptance) = eval(printed)
+    (num_devices, is_sharded, one, *_), (_, is_sharded_by_mesh, two, acceptance, num_compiled) = eval(printed)
+    assert num_compiled == 1
     assert (num_devices, is_sharded, is_sharded_by_mesh) == (2, False, True)
     assert two == pytest.approx(one, abs=0.3)  # the same seeds, other rounding
     assert acceptance > 0.3

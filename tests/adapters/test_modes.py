@@ -1,5 +1,7 @@
 """Modes: found where a draw of the prior stood on their slopes, kept if proposed, and no alarm where none is lost."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,12 +104,19 @@ def test_too_few_draws_are_refused(draws):
 # ---- modes that are proposed from the start
 
 
-def run(share, key):
-    """Ten runs' worth of live points would be needed for the narrow mode without it being proposed."""
+@cache
+def build(share):
+    """An algorithm and its compiled step."""
     learner = nested.Learner(Architecture(16, 1, (), (1.0,)), num_steps=30, first_rounds=5, ellipsoid_share=share)
     algorithm = nested.as_top_level_api(log_prior, two_modes, 6, 20, learner=learner)
+    return algorithm, jax.jit(algorithm.step)
+
+
+def run(share, key):
+    """A run of 200 live points, of which one stands on the slopes of the narrow mode."""
+    algorithm, step = build(share)
     state = algorithm.init(jax.random.uniform(key, (200, 2), jnp.float32, -BOX, BOX))
-    state, step, dead = add_modes(state, DRAWS, log_prior, two_modes), jax.jit(algorithm.step), []
+    state, dead = add_modes(state, DRAWS, log_prior, two_modes), []
     while state.integrator.logZ_live - state.integrator.logZ > -3:
         key, key_step = jax.random.split(key)
         state, info = step(key_step, state)
@@ -133,9 +142,30 @@ def test_a_mode_that_is_proposed_is_kept():
 
 
 def test_a_mode_that_was_known_and_lost_sets_an_alarm():
-    """Hardly ever proposed; 200 live points have one on its slopes."""
-    _, result, _ = run(1e-6, jax.random.key(1))
+    """Without draws from ellipsoids; a second search among few draws does not take the alarm back."""
+    state, result, _ = run(0.0, jax.random.key(1))
     assert [alarm for alarm in result.alarms if "33%" in alarm]
+    assert result.lost_modes[0].position.dtype == state.particles.position.dtype
+    again = find_lost_modes(result, DRAWS[:20], log_prior, two_modes)
+    assert again.lost_modes == result.lost_modes
+    assert again.num_calls > result.num_calls
+    assert len(find_lost_modes(result, DRAWS, log_prior, two_modes).lost_modes) == 1
+
+
+def test_modes_are_added_to_a_tree_and_again():
+    vector = lambda p: jnp.concatenate([p["b"], p["a"][:, None]], axis=1)  # noqa: E731
+    tree = lambda x: {"b": x[:, :1], "a": x[:, 1]}  # noqa: E731
+    prior, likelihood = (lambda p, f=f: f(jnp.append(p["b"], p["a"])) for f in (log_prior, two_modes))
+    algorithm = nested.as_top_level_api(prior, likelihood, 6, 20)
+    state = algorithm.init(tree(jax.random.uniform(jax.random.key(0), (200, 2), jnp.float32, -BOX, BOX)))
+    assert vector(state.particles.position).shape == (200, 2)
+    one = add_modes(state, tree(DRAWS[np.linalg.norm(DRAWS - NARROW, axis=1) > 1]), prior, likelihood)
+    two = add_modes(jax.device_get(one), tree(DRAWS), prior, likelihood)
+    few, both = (s.inner_kernel_params["proposal"].ellipsoids for s in (one, two))
+    np.testing.assert_allclose(few.centre, [[0, 0]], atol=0.01)
+    np.testing.assert_allclose(both.centre, [[0, 0], NARROW], atol=0.01)
+    assert int(both.num_calls) > int(few.num_calls) + len(DRAWS)
+    assert bool(both.is_there)
 
 
 def test_modes_have_the_dimension_of_live_points():
