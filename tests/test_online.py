@@ -133,6 +133,27 @@ def test_a_map_that_folds_gives_nan_and_no_density(trained):
         jax.random.key(0), trained._replace(flow=folded), 500
     )
     assert np.mean(np.isnan(log_q)) > 0.5
+    # Nor with an ellipsoid elsewhere: a density of zero once became a weight of infinity.
+    ellipsoids = around([Mode(np.full(2, 90.0), 0.0, np.eye(2))], np.array([2.0]), 0, jnp.dtype(jnp.float32))
+    mixed = trained._replace(flow=folded, ellipsoids=ellipsoids.at_contour(jnp.float32(0.0)))
+    _, log_q = jax.jit(SMALL.sample_and_log_prob, static_argnums=2)(jax.random.key(0), mixed, 500)
+    assert np.mean(np.isnan(log_q)) > 0.4
+    assert not np.any(np.isinf(log_q))
+
+
+def test_live_points_train_until_there_are_as_many_draws():
+    points = live(jax.random.key(0), 40)
+    online = SMALL.init(jax.random.key(1), points)
+    assert np.sum(np.asarray(SMALL._without_live(online).log_weight) > -np.inf) == 40
+    online = SMALL.observe(online, jax.tree.map(lambda a: a[:39], points))
+    assert np.sum(np.asarray(SMALL._without_live(online).log_weight) > -np.inf) == 79
+    online = SMALL.observe(online, jax.tree.map(lambda a: a[:1], points))
+    kept = np.asarray(SMALL._without_live(online).log_weight) > -np.inf
+    assert np.array_equal(kept, (np.arange(40 * 16) >= 40) & (np.arange(40 * 16) < 80))
+    # Once around the ring the first rows are draws like the others.
+    for _ in range(15):
+        online = SMALL.observe(online, points)
+    assert np.all(np.asarray(SMALL._without_live(online).log_weight) > -np.inf)
 
 
 def test_the_pool_forgets_the_oldest_draws():
