@@ -135,7 +135,7 @@ class Learner:
         draws = draws._replace(log_weight=jnp.where(draws.log_weight < jnp.inf, draws.log_weight, -jnp.inf))
         newest = jax.tree.map(lambda column: column[-size:], draws)
         index = (online.num_observed + jnp.arange(len(newest.log_weight))) % size
-        pool = jax.tree.map(lambda old, new: old.at[index].set(new), online.pool, newest)
+        pool = jax.tree.map(lambda old, new: jnp.asarray(old).at[index].set(new), online.pool, newest)
         return online._replace(pool=pool, num_observed=online.num_observed + len(newest.log_weight))
 
     def train(self, key: Array, online: Online, contour: Any, num_rounds: Any = 1) -> Online:

@@ -11,6 +11,8 @@ from anesthetic import MCMCSamples
 import nsflow.adapters.blackjax as nested
 from nsflow.adapters.blackjax import add_modes, find_lost_modes
 from nsflow.adapters.nested import NestedResult
+from nsflow.ellipsoids import around
+from nsflow.modes import Mode
 from nsflow.velocity import Architecture
 
 BOX = 8.0
@@ -122,18 +124,19 @@ def run(share, key):
         state, info = step(key_step, state)
         dead.append(info)
     assert step._cache_size() == 1
-    return state, nested.finalise(state, dead), 200 + len(dead) * 20 * 6
+    return state, dead
 
 
 def test_a_mode_that_is_proposed_is_kept():
     """Four runs; false-alarm rates 1e-4."""
     runs = [run(0.2, jax.random.key(seed)) for seed in range(4)]
-    for state, result, num_calls in runs:
+    results = [nested.finalise(*one) for one in runs]
+    for (state, dead), result in zip(runs, results, strict=True):
         assert result.alarms == ()
         ellipsoids = state.inner_kernel_params["proposal"].ellipsoids
-        assert result.num_calls == num_calls + int(ellipsoids.num_calls)
+        assert result.num_calls == 200 + len(dead) * 20 * 6 + int(ellipsoids.num_calls)
         assert 1000 < int(ellipsoids.num_calls) < 1500
-    errors = [[r.logZ - LOG_Z, r.logZ_err, r.importance_logZ - LOG_Z, r.importance_logZ_err] for _, r, _ in runs]
+    errors = [[r.logZ - LOG_Z, r.logZ_err, r.importance_logZ - LOG_Z, r.importance_logZ_err] for r in results]
     classical, quoted, importance, own = np.mean(errors, axis=0)
     assert abs(classical) < 3.9 * quoted / 2
     assert abs(importance) < 3.9 * own / 2
@@ -142,14 +145,20 @@ def test_a_mode_that_is_proposed_is_kept():
 
 
 def test_a_mode_that_was_known_and_lost_sets_an_alarm():
-    """Without draws from ellipsoids; a second search among few draws does not take the alarm back."""
-    state, result, _ = run(0.0, jax.random.key(1))
-    assert [alarm for alarm in result.alarms if "33%" in alarm]
+    """One with half of the evidence where the run has nothing; a second search does not take the alarm back."""
+    state, dead = run(0.2, jax.random.key(1))
+    online = state.inner_kernel_params["proposal"]
+    far = Mode(np.array([-5.0, 5.0]), LOG_Z - np.log(2 * np.pi * 0.01), 0.1 * np.eye(2))
+    modes = [Mode(np.zeros(2), LOG_Z - np.log(2 * np.pi), np.eye(2)), far]
+    ellipsoids = around(modes, np.array([mode.log_density - LOG_Z for mode in modes]), 0, jnp.dtype(jnp.float32))
+    state.inner_kernel_params["proposal"] = online._replace(ellipsoids=ellipsoids)
+    result = nested.finalise(state, dead)
+    assert [alarm for alarm in result.alarms if "was lost, the run has 0% there" in alarm]
+    np.testing.assert_allclose(result.lost_modes[0].position, [-5, 5])
     assert result.lost_modes[0].position.dtype == state.particles.position.dtype
-    again = find_lost_modes(result, DRAWS[:20], log_prior, two_modes)
+    again = find_lost_modes(result, DRAWS, log_prior, two_modes)
     assert again.lost_modes == result.lost_modes
-    assert again.num_calls > result.num_calls
-    assert len(find_lost_modes(result, DRAWS, log_prior, two_modes).lost_modes) == 1
+    assert again.num_calls > result.num_calls + len(DRAWS)
 
 
 def test_modes_are_added_to_a_tree_and_again():
