@@ -1,6 +1,6 @@
 """Ellipsoids around maxima: what lies above a contour where the likelihood is a Gaussian there."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +117,7 @@ class Ellipsoids(NamedTuple):
 
 
 def around(
-    modes: list[Mode], log_likelihood: Float[np.ndarray, " k"], num_calls: int, dtype: jnp.dtype, num_dims: int = 0
+    modes: list[Mode], log_likelihood: Float[np.ndarray, " k"], num_calls: int, dtype: Any, num_dims: int = 0
 ) -> Ellipsoids:
     """Ellipsoids around modes, reaching nowhere yet.
 
