@@ -3,9 +3,9 @@
     python benchmarks/blackjax_drop_in.py [--problems gauss-10,mixture-5] [--seeds 8] [--workers 1]
     python benchmarks/blackjax_drop_in.py --table      # only print what was measured
 
-1000 live points, 100 replaced at once, stop at logZ_live - logZ < -3; 5 d slice steps, and d draws of the flow
-by a `Mixture`. Each cell is one process and one line of `results/blackjax_drop_in.jsonl`; what is there is not
-repeated.
+1000 live points, 100 replaced at once, stop at logZ_live - logZ < -3; 5 d slice steps, and d draws of the flow by a
+`Mixture`, with `add_modes` from 5000 draws of the prior. Each cell is one process and one line of
+`results/blackjax_drop_in.jsonl`; what is there is not repeated.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,16 +22,6 @@ MIN_SHARE = 0.01  # of the evidence that makes a mode worth an alarm
 LOST = 1 / 3  # of a mode's share, by Laplace's approximation, below which the run has lost it
 STEEP = 0.1  # gain in nats of a step of one width that tells the edge of a prior from a maximum within it
 FLAT = 0.5  # width, in deviations of the prior, beyond which a maximum is a ridge: two shells were called ten modes
-
-
-class _Search(NamedTuple):
-    """Draws of the prior and the maxima above them."""
-
-    modes: list[Mode]
-    unravel: Callable[[Array], Any]  # the position of one particle from a flat vector
-    x: np.ndarray  # the draws, shape (n, d)
-    log_likelihood: np.ndarray  # of each, nats
-    num_calls: int
 
 
 class _Target:
@@ -113,11 +103,11 @@ def find_lost_modes(
     ... ).alarms
     ('a mode with 50% of the evidence was lost, the run has 0% there: use add_modes, more live points, or nsflow.run',)
     """
-    search = _find_modes(prior_draws, logprior_fn, loglikelihood_fn, max_calls)
-    result = replace(result, num_calls=result.num_calls + search.num_calls)
+    unravel, x = _flat(prior_draws)
+    modes, _, num_calls = _find_modes(unravel, x, logprior_fn, loglikelihood_fn, max_calls)
+    result = replace(result, num_calls=result.num_calls + num_calls)
     known = [np.asarray(ravel_pytree(lost.position)[0]) for lost in result.lost_modes]
-    new = [mode for mode in search.modes if not any(map(mode.contains, known))]
-    return with_lost_modes(result, new, search.unravel)
+    return with_lost_modes(result, [mode for mode in modes if not any(map(mode.contains, known))], unravel)
 
 
 @float64
@@ -178,21 +168,21 @@ def add_modes(
     """
     online: Any = state.inner_kernel_params["proposal"]
     num_dims, dtype = online.flow.num_dims, online.flow.mean.dtype
-    _, x = _flat(prior_draws)
+    unravel, x = _flat(prior_draws)
     if x.shape[1] != num_dims:
         raise ValueError(f"`prior_draws` expected positions of dimension {num_dims}, as live points; got {x.shape[1]}.")
-    search = _find_modes(prior_draws, logprior_fn, loglikelihood_fn, max_calls)
+    found, log_likelihood, num_calls = _find_modes(unravel, x, logprior_fn, loglikelihood_fn, max_calls)
     known = online.ellipsoids.modes
-    modes = known + [mode for mode in search.modes if not any(other.contains(mode.centre) for other in known)]
+    modes = known + [mode for mode in found if not any(other.contains(mode.centre) for other in known)]
     modes = [mode for mode, share in zip(modes, share_of_evidence(modes, -np.inf), strict=True) if share > MIN_SHARE]
-    log_likelihood = np.array([float(loglikelihood_fn(search.unravel(jnp.asarray(mode.centre)))) for mode in modes])
-    num_calls = int(online.ellipsoids.num_calls) + search.num_calls + len(modes)
-    ellipsoids = around(modes, log_likelihood, num_calls, dtype, num_dims)
+    peaks = np.array([float(loglikelihood_fn(unravel(jnp.asarray(mode.centre)))) for mode in modes])
+    num_calls += int(online.ellipsoids.num_calls) + len(modes)
+    ellipsoids = around(modes, peaks, num_calls, dtype, num_dims)
     ellipsoids = ellipsoids.at_contour(jnp.min(state.particles.loglikelihood).astype(dtype))
     # A step is compiled anew for arrays that are placed on other devices than those before.
     if getattr(online.flow.mean, "committed", False):
         ellipsoids = jax.device_put(ellipsoids, online.flow.mean.sharding)
-    draws = Draws(*(jnp.asarray(a, dtype) for a in (search.x, search.log_likelihood, np.zeros(len(search.x)))))
+    draws = Draws(*(jnp.asarray(a, dtype) for a in (x, log_likelihood, np.zeros(len(x)))))
     online = Learner.observe(online, draws)._replace(ellipsoids=ellipsoids)
     params = {**state.inner_kernel_params, "proposal": online}  # pyright: ignore[reportGeneralTypeIssues]
     return state._replace(inner_kernel_params=params)
@@ -235,19 +225,25 @@ def _flat(prior_draws: Any) -> tuple[Callable[[Array], Any], np.ndarray]:
     return unravel, np.asarray(flatten(prior_draws))
 
 
-def _find_modes(prior_draws: Any, logprior_fn: Callable, loglikelihood_fn: Callable, max_calls: int) -> _Search:
-    """Evaluate draws of the prior and climb from the local maxima among them."""
-    unravel, x = _flat(prior_draws)
+def _find_modes(
+    unravel: Callable[[Array], Any],
+    x: np.ndarray,
+    logprior_fn: Callable[[Any], Array],
+    loglikelihood_fn: Callable[[Any], Array],
+    max_calls: int,
+) -> tuple[list[Mode], np.ndarray, int]:
+    """The maxima above draws of the prior, the log-likelihood of the draws, and the calls for both."""
 
-    def log_density(vector: Array) -> Array:
+    def terms(vector: Array) -> tuple[Array, Array]:
         position = unravel(vector)
-        return logprior_fn(position) + loglikelihood_fn(position)
+        return logprior_fn(position), loglikelihood_fn(position)
 
-    log_likelihood = np.asarray(jax.jit(jax.vmap(lambda vector: loglikelihood_fn(unravel(vector))))(x))
-    values = log_likelihood + np.asarray(jax.jit(jax.vmap(lambda vector: logprior_fn(unravel(vector))))(x))
-    target = _Target(log_density, max_calls)
-    modes = _climb(target, x[values > -np.inf], values[values > -np.inf])
-    return _Search(modes, unravel, x, np.where(values > -np.inf, log_likelihood, -np.inf), len(x) + target.num_calls)
+    log_prior, log_likelihood = map(np.asarray, jax.jit(jax.vmap(terms))(x))
+    log_density = log_prior + log_likelihood
+    target = _Target(lambda vector: sum(terms(vector)), max_calls)  # pyright: ignore[reportArgumentType]
+    is_there = log_density > -np.inf
+    modes = _climb(target, x[is_there], log_density[is_there])
+    return modes, np.where(is_there, log_likelihood, -np.inf), len(x) + target.num_calls
 
 
 def _climb(target: _Target, x: np.ndarray, values: np.ndarray) -> list[Mode]:
