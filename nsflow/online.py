@@ -55,8 +55,9 @@ class Learner:
     It is taught by draws of its own past, weighted by prior over proposal density, which are not the points that a
     sampler is about to move: a proposal fitted to these prefers their neighbourhood, and 8 steps of
     Metropolis-Hastings then raised log Z of a 10-d Gaussian by 0.5 nats. The first training alone has nothing but live
-    points, which leave the pool once there are as many draws. Where fewer of these draws than a quarter of the number
-    of live points are effective above the contour, those below it help out.
+    points, which leave the pool once there are as many draws: kept for 40 steps they raised log Z of a 10-d log-gamma
+    by 0.2 nats. Where fewer of these draws than a quarter of the number of live points are effective above the
+    contour, those below it help out.
 
     A draw with the prior mass X above its likelihood counts X^-emphasis: what will be most of the prior above later
     contours is a small share of this one, and proposals that miss it now leave live points there to their own copies.
@@ -73,8 +74,8 @@ class Learner:
         ema: Decay of the average of the weights, which is what proposes.
         pool_size: Draws that are remembered, for each live point.
         emphasis: Exponent of what lies far above the contour. At 0 the evidence of Neal's funnel in 10-d was 0.65 nats
-            low and that of its draws 0.16; at 0.6 that of its draws was 0.03 low, at the same acceptance; at 0.9 a
-            third of that was lost.
+            low and that of its draws 0.16; at 0.6 they are 0.1 and 0.03 low, at the same acceptance; at 0.9 a third
+            of that was lost.
         max_integration_steps: Largest number of Runge-Kutta steps.
         ellipsoid_share: Share of the draws from ellipsoids around modes, where there are any.
         mesh: Devices that share the draws along its first axis; all on one if left out.
