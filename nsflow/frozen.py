@@ -9,6 +9,7 @@ from jaxtyping import Array
 from nsflow.evidence import Evidence
 from nsflow.fresh import Batches
 from nsflow.points import truncate
+from nsflow.scouting import unexplained
 from nsflow.state import Phase, Settings, State, StepInfo, extend, learn
 from nsflow.thinning import at_most, expected_calls
 
@@ -149,10 +150,11 @@ def unproposed(state: State, estimate: Evidence) -> float:
 
 
 def _restart(state: State) -> State:
-    """Give the frozen draws to training and make one or two rounds more."""
+    """Give the frozen draws to training and make one or two rounds more, after a climb if one met an unknown mode."""
     frozen = state.frozen
     assert frozen is not None
     state = learn(state, frozen, state.points.matters)
     state = replace(state, rounds=(*state.rounds, frozen), frozen=None)
     num_rounds = max(0, state.settings.max_rounds - 2)
-    return replace(state, phase=Phase.POSTERIOR, num_rounds=num_rounds, num_restarts=state.num_restarts + 1)
+    phase = Phase.SCOUTING if unexplained(state) else Phase.POSTERIOR
+    return replace(state, phase=phase, num_rounds=num_rounds, num_restarts=state.num_restarts + 1)

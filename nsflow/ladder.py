@@ -9,11 +9,11 @@ from jaxtyping import Array
 from nsflow.components import allocate, fit_cheap, has_kernels
 from nsflow.evidence import effective_sample_size
 from nsflow.points import HARDLY, Points, evidence_share, highest_share, next_contour, truncate
-from nsflow.scouting import batch_size, look_ahead
+from nsflow.scouting import batch_size, chase, largest_search, look_ahead, unexplained
 from nsflow.state import Phase, State, StepInfo, describe, draw
 
 TOP = 0.3  # nats below the highest likelihood met at which a ladder ends: what is narrower lies within
-FINE_TOP = 0.1  # the same beyond the dimensions of kernels, where what is narrower is small: 1 run of 8 lost a spike
+FINE_TOP = 0.01  # the same for each dimension beyond those of kernels: a seventh of a Gaussian's width
 MIN_ABOVE = 0.02  # share of the evidence that may lie above the next contour at its end; a funnel lost 0.2 at 0.5
 NEGLIGIBLE = 1e-15  # the same share, at which a ladder ends anywhere: a hundred Gaussian dimensions have a far top
 RESOLUTION = 1e-9  # latent size of the points above at which it does: an integrable pole of the likelihood has no top
@@ -25,6 +25,9 @@ def climb(key: Array, state: State) -> tuple[State, StepInfo]:
     """Raise the contour, train on the points above it, draw; or leave the ladder at its end."""
     if _looks_ahead(state):
         state = look_ahead(key, state, level_size(state))
+        return state, describe(Phase.LADDER, state)
+    if unexplained(state):
+        state = chase(key, state)
         return state, describe(Phase.LADDER, state)
     settings, points = state.settings, state.points
     num_dims = state.problem.prior.num_dims
@@ -59,12 +62,15 @@ def _looks_ahead(state: State) -> bool:
 
 def largest_level(state: State) -> int:
     """Likelihood calls that the next level will not exceed."""
+    if unexplained(state):
+        return largest_search(state)
     return level_size(state) + (batch_size(state) if _looks_ahead(state) else 0)
 
 
 def _is_top(state: State, above: Points, potential: float) -> bool:
     """Whether hardly any evidence can lie above a contour, and nothing much higher or smaller within it."""
-    is_flat = np.ptp(above.log_likelihood) < (TOP if has_kernels(state) else FINE_TOP) or potential < NEGLIGIBLE
+    top = TOP if has_kernels(state) else FINE_TOP * state.problem.prior.num_dims
+    is_flat = np.ptp(above.log_likelihood) < top or potential < NEGLIGIBLE
     is_point = np.min(np.ptp(above.x, axis=0)) < RESOLUTION
     return bool((is_flat and potential < MIN_ABOVE) or is_point)
 

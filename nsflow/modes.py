@@ -20,6 +20,7 @@ from nsflow.prior import Prior
 
 MAX_EVALUATIONS = 200  # of the gradient in one ascent; ten dimensions need forty
 MAX_CURVATURE = 1e16  # in latent units; differences cannot see more, and a mode of no width has no density
+HIGHER = 1.0  # nats above a maximum by which a point lies on another mode; noise of 0.1 nats stays below
 STEP = 1e-4  # of finite differences, in latent units, where the prior has width one
 
 
@@ -110,9 +111,10 @@ class Mode(NamedTuple):
         """Laplace's approximation of the evidence of this mode, in nats."""
         return self.log_density + float(np.sum(np.log(np.diag(self.scale)) + 0.5 * np.log(2 * np.pi)))
 
-    def contains(self, centre: Float[np.ndarray, " d"]) -> bool:
-        """Whether an ascent that ended there ended in this mode."""
-        return bool(np.sum(np.linalg.solve(self.scale, centre - self.centre) ** 2) < 1)
+    def contains(self, centre: Float[np.ndarray, " d"], log_density: float = -np.inf) -> bool:
+        """Whether an ascent that ended there ended in this mode, and not on a spike within it."""
+        is_within = np.sum(np.linalg.solve(self.scale, centre - self.centre) ** 2) < 1
+        return bool(is_within and log_density < self.log_density + HIGHER)
 
 
 def highest_mode(modes: Sequence[Mode], x: Float[np.ndarray, "n d"]) -> Int[np.ndarray, " n"]:

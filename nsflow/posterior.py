@@ -21,6 +21,7 @@ from nsflow.components import (
 from nsflow.fresh import Batches
 from nsflow.proposal import MetaProposal, optimal_weights
 from nsflow.ridges import follow, largest_search
+from nsflow.scouting import unexplained
 from nsflow.state import PRIOR, Phase, State, StepInfo, describe, extend, learn, no_batches
 from nsflow.thinning import acceptance, at_most
 
@@ -54,6 +55,8 @@ def refine(key: Array, state: State) -> tuple[State, StepInfo]:
     state, pilot = extend(key_draw, state, no_batches(state, num_draws))
     state = learn(state, pilot, matters)
     state = replace(state, rounds=(*state.rounds, pilot), num_rounds=state.num_rounds + 1)
+    if unexplained(state):
+        return replace(state, phase=Phase.SCOUTING), describe(Phase.POSTERIOR, state, info)
     efficiency = pilot.efficiency
     # A further round wins back about a quarter of the draws that are lost to unequal weights.
     is_enough = 0.25 * (1 / max(efficiency, 1e-6) - 1) < WORTHWHILE

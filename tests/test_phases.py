@@ -14,11 +14,12 @@ from nsflow import frozen as frozen_phase
 from nsflow import posterior as posterior_phase
 from nsflow.evidence import Evidence
 from nsflow.flow import Flow
+from nsflow.gaussian import Gaussian
 from nsflow.modes import Mode
 from nsflow.precision import float64
 from nsflow.proposal import Draws
 from nsflow.sampler import next_batch
-from nsflow.state import Phase, extend, learn, no_batches
+from nsflow.state import Phase, draw, extend, learn, no_batches
 from nsflow.thinning import Thinned
 from tests.test_sampler import QUICK
 
@@ -330,6 +331,64 @@ def test_a_ladder_beyond_kernels_ends_close_to_the_top():
     above = state.points.log_likelihood[state.points.log_likelihood >= state.contours[-1]]
     assert len(above) > 16
     assert np.ptp(above) < 0.2  # 0.1 at the next contour, and twice that at the last one that was drawn above
+
+
+SPIKE = 28.0  # nats above the slab, 0.1 off in each coordinate
+
+
+def slab_and_spike(p):
+    return jnp.logaddexp(narrow(0.0, 0.3)(p), SPIKE + narrow(0.1, 0.01)(p))
+
+
+def met(state, offset):
+    """A state whose ladder has one draw on the spike, so many of its deviations off in each coordinate."""
+    gaussian = Gaussian(np.full(8, 0.1 + 0.01 * offset), 1e-6 * np.eye(8))
+    return draw(jax.random.key(2), state.add(gaussian), {len(state.components): 1}, np.ones(len(state.points.x), bool))
+
+
+def test_a_draw_above_every_maximum_is_climbed_from():
+    """One draw on the slope of a spike within a slab: the next step covers it, and the evidence is right."""
+    slab, _ = nsflow.step(jax.random.key(1), eight(slab_and_spike))
+    assert len(slab.summits) == 1
+    assert not scouting.unexplained(slab)
+    before = met(slab, offset=1.5)
+    (start,) = scouting.unexplained(before)
+    assert start == len(before.points.x) - 1
+    allowed = next_batch(before)
+    after, _ = nsflow.step(jax.random.key(3), before)
+    assert 0 < after.num_calls - before.num_calls <= allowed
+    assert len(after.contours) == len(before.contours)
+    assert (len(after.modes), len(after.summits)) == (2, 2)
+    np.testing.assert_allclose(after.summits[1].centre, np.full(8, 0.1), atol=1e-3)
+    spike = SPIKE - 4 * np.log(1e4 + 1) - 0.5 * 8 * 0.01 / (1 + 1e-4)
+    exact = np.logaddexp(-4 * np.log(1 / 0.09 + 1), spike)
+    assert np.logaddexp.reduce(after.points.log_posterior_weights) == pytest.approx(exact, abs=0.2)
+    assert not scouting.unexplained(after)
+
+
+def test_a_draw_is_climbed_from_once(monkeypatch):
+    """A climb that its calls do not suffice for finds nothing, and is not repeated."""
+    slab, _ = nsflow.step(jax.random.key(1), eight(slab_and_spike))
+    before = met(slab, offset=1.5)
+    monkeypatch.setattr(scouting, "batch_size", lambda state: 3)
+    after = scouting.chase(jax.random.key(4), before)
+    assert after.climbed == (*before.climbed, *scouting.unexplained(before))
+    assert (after.modes, after.summits) == (before.modes, before.summits)
+    assert len(scouting.unexplained(before)) == 1
+    assert not scouting.unexplained(after)
+
+
+@pytest.mark.parametrize(("height", "expected"), [(-0.5, Phase.POSTERIOR), (-2.0, Phase.SCOUTING)])
+def test_later_phases_lead_back_to_scouting_where_a_draw_is_above_every_maximum(height, expected):
+    """By more than a nat: noise is no maximum. The likelihood has its top at 0."""
+    known = Mode(np.zeros(1), float(height - 0.5 * np.log(2 * np.pi)), np.eye(1))
+    state = replace(state_of(lambda p: -0.5 * (p["a"] / 1e-3) ** 2), summits=(known,))
+    top = Gaussian(np.zeros(1), 1e-6 * np.eye(1))
+    state = draw(jax.random.key(1), state.add(top), {1: 1}, np.ones(100, bool))
+    restarted, _ = nsflow.step(jax.random.key(0), freeze(state, 400))
+    assert restarted.phase is expected
+    refined, _ = nsflow.step(jax.random.key(0), replace(state, phase=Phase.POSTERIOR))
+    assert (refined.phase is Phase.SCOUTING) is (expected is Phase.SCOUTING)
 
 
 # ---- scouting

@@ -173,7 +173,8 @@ def add_modes(
         raise ValueError(f"`prior_draws` expected positions of dimension {num_dims}, as live points; got {x.shape[1]}.")
     found, log_likelihood, num_calls = _find_modes(unravel, x, logprior_fn, loglikelihood_fn, max_calls)
     known = online.ellipsoids.modes
-    modes = known + [mode for mode in found if not any(other.contains(mode.centre) for other in known)]
+    met = [any(other.contains(mode.centre, mode.log_density) for other in known) for mode in found]
+    modes = known + [mode for mode, is_met in zip(found, met, strict=True) if not is_met]
     modes = [mode for mode, share in zip(modes, share_of_evidence(modes, -np.inf), strict=True) if share > MIN_SHARE]
     peaks = np.array([float(loglikelihood_fn(unravel(jnp.asarray(mode.centre)))) for mode in modes])
     num_calls += int(online.ellipsoids.num_calls) + len(modes)
@@ -263,7 +264,7 @@ def _climb(target: _Target, x: np.ndarray, values: np.ndarray) -> list[Mode]:
     for top in tops[np.argsort(-isolation(z, values, tops), kind="stable")]:
         reach = 0.5 * np.min(np.linalg.norm(np.delete(z, top, axis=0) - z[top], axis=1))
         centre, log_density = ascend(scaled, z[top], reach)
-        if any(mode.contains(centre * width) for mode in met):
+        if any(mode.contains(centre * width, log_density) for mode in met):
             continue
         mode = measure(scaled, centre, log_density)
         slope = np.linalg.norm(mode.scale.T @ scaled(centre)[1])
