@@ -26,7 +26,7 @@ from nsflow.failure import LikelihoodError, describe, same_type
 from nsflow.host import HostLikelihood, evaluate_host
 from nsflow.journal import Recorded, bare
 from nsflow.precision import float64
-from nsflow.prior import RESERVED
+from nsflow.prior import RESERVED, Prior
 
 LOG_LIKELIHOOD = "log_likelihood"  # column of a journal, beside the derived parameters
 VECTORIZED = 1024  # points that a run gives a vectorised host function at once: between two batches it can be stopped
@@ -55,10 +55,11 @@ class JaxLikelihood:
         array([-0., -2.])
     """
 
-    __slots__ = ("_batched", "function", "mesh")
+    __slots__ = ("_batched", "_gradients", "function", "mesh")
     function: Callable[[Any], Any]
     mesh: Mesh | None
     _batched: Callable[[Any], Any]
+    _gradients: dict[Prior, Callable[[Any], Any]]
 
     def __init__(self, function: object, *, mesh: Any = None) -> None:
         function = require_callable("JaxLikelihood", function)
@@ -70,11 +71,21 @@ class JaxLikelihood:
         object.__setattr__(self, "function", function)
         object.__setattr__(self, "mesh", mesh)
         object.__setattr__(self, "_batched", _batched(function, mesh))
+        object.__setattr__(self, "_gradients", {})
 
     @property
     def num_devices(self) -> int:
         """Devices among which a batch is shared."""
         return 1 if self.mesh is None else self.mesh.size
+
+    def latent_value_and_grad(self, prior: Prior) -> Callable[[Any], Any]:
+        """Log of likelihood times prior of a latent point, nats, with its gradient; compiled once for all searches."""
+        function = self.function
+        if prior not in self._gradients:
+            self._gradients[prior] = jax.jit(
+                jax.value_and_grad(lambda x: split(function(prior.forward(x)))[0] + prior.latent_log_prob(x))
+            )
+        return self._gradients[prior]
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"`JaxLikelihood` is immutable: cannot set {name!r}. Build a new one.")

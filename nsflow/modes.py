@@ -3,18 +3,16 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import minimize
 from scipy.spatial import KDTree
 
-from nsflow.batch import show, split
+from nsflow.batch import show
 from nsflow.failure import LikelihoodError, describe
 from nsflow.gaussian import Gaussian, lower_root
-from nsflow.host import HostLikelihood
 from nsflow.journal import Recorded, bare
-from nsflow.likelihood import Likelihood, evaluate
+from nsflow.likelihood import JaxLikelihood, Likelihood, evaluate
 from nsflow.precision import float64
 from nsflow.prior import Prior
 
@@ -41,12 +39,9 @@ class Target:
         self.prior = prior
         self.max_calls = max_calls
         self.num_calls = 0
-        self._gradient = None
-        if not isinstance(bare(likelihood), HostLikelihood) and prior.traceable:
-            function = bare(likelihood).function
-            self._gradient = jax.jit(
-                jax.value_and_grad(lambda x: split(function(prior.forward(x)))[0] + prior.latent_log_prob(x))
-            )
+        function = bare(likelihood)
+        is_traced = isinstance(function, JaxLikelihood) and prior.traceable
+        self._gradient = function.latent_value_and_grad(prior) if is_traced else None
 
     @property
     def price(self) -> int:
