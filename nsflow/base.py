@@ -51,6 +51,28 @@ class AbstractBase(ABC):
         return jax.vmap(self.log_prob)(z)
 
 
+def normal_rows(key: Array, num_rows: int, num_columns: int, dtype: Any) -> Float[Array, "n d"]:
+    """Standard normal numbers, those of `jax.random.normal` with this shape.
+
+    Drawn in one row: XLA's CPU compiler takes 0.8 s for threefry on a matrix of ten columns, 0.2 s on a vector.
+
+    Args:
+        key: JAX random key.
+        num_rows: Number n of rows.
+        num_columns: Number d of columns.
+        dtype: Of the numbers.
+
+    Returns:
+        The numbers, shape ``(n, d)``.
+
+    Example:
+        >>> key = jax.random.key(0)
+        >>> bool(jnp.all(normal_rows(key, 3, 2, jnp.float32) == jax.random.normal(key, (3, 2), jnp.float32)))
+        True
+    """
+    return jax.random.normal(key, (num_rows * num_columns,), dtype).reshape(num_rows, num_columns)
+
+
 @final
 @dataclass(frozen=True)
 class Normal(AbstractBase):
@@ -63,7 +85,7 @@ class Normal(AbstractBase):
 
     def sample(self, key: Array, num_samples: int, num_dims: int) -> Float[Array, "n d"]:
         """Draw points in float32, shape ``(n, d)``."""
-        return jax.random.normal(key, (num_samples, num_dims), jnp.float32)
+        return normal_rows(key, num_samples, num_dims, jnp.float32)
 
     def log_prob(self, z: Float[Array, " d"]) -> Float[Array, ""]:
         """Log-density of one point, nats."""
@@ -104,7 +126,7 @@ class EdgedBall(AbstractBase):
     def sample(self, key: Array, num_samples: int, num_dims: int) -> Float[Array, "n d"]:
         """Draw points in float32, shape ``(n, d)``."""
         key_normal, key_radius, key_part = jax.random.split(key, 3)
-        normal = jax.random.normal(key_normal, (num_samples, num_dims), jnp.float32)
+        normal = normal_rows(key_normal, num_samples, num_dims, jnp.float32)
         # (|z|/r)^(2d) has a gamma distribution of shape 1/2, half the square of a normal variable.
         gamma = 0.5 * jax.random.normal(key_radius, (num_samples, 1), jnp.float32) ** 2
         radius = self._radius(num_dims) * gamma ** (0.5 / num_dims)

@@ -9,6 +9,7 @@ from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import gammaln, logsumexp
 from jaxtyping import Array, Float
 
+from nsflow.base import normal_rows
 from nsflow.modes import Mode
 from nsflow.precision import full_precision
 
@@ -87,7 +88,7 @@ class Ellipsoids(NamedTuple):
         key_which, key_normal, key_radius = jax.random.split(key, 3)
         dtype, num_dims = self.centre.dtype, self.num_dims
         which = jax.random.categorical(key_which, self._log_share(), shape=(num_samples,))
-        normal = jax.random.normal(key_normal, (num_samples, num_dims), dtype)
+        normal = normal_rows(key_normal, num_samples, num_dims, dtype)
         uniform = jax.random.uniform(key_radius, (num_samples, 1), dtype)
         unit = normal / jnp.linalg.norm(normal, axis=1, keepdims=True) * uniform ** (1 / num_dims)
         offset = jnp.einsum("kij,nj->kni", self.scale, unit)[which, jnp.arange(num_samples)]

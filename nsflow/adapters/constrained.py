@@ -139,7 +139,8 @@ class IndependenceMH(AbstractInnerKernel):
         _, all_draws = evaluated
         training_draws = jax.tree.map(lambda a: a[num_steps * num_chains :], all_draws)
         log_weight = jnp.where(draws.log_likelihood > contour, draws.log_weight, -jnp.inf)
-        log_uniform = jnp.log(jax.random.uniform(key_accept, (num_steps, num_chains), log_weight.dtype))
+        log_uniform = jnp.log(jax.random.uniform(key_accept, log_weight.shape, log_weight.dtype))
+        log_uniform = log_uniform.reshape(num_steps, num_chains)
         by_step = jax.tree.map(lambda a: a.reshape(num_steps, num_chains, *a.shape[1:]), (proposed, log_weight))
 
         def step(carry: Any, inputs: Any) -> tuple[Any, Array]:
