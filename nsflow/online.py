@@ -48,6 +48,15 @@ class Online(NamedTuple):
     ellipsoids: Ellipsoids  # around modes that were found before; drawn from beside the flow
 
 
+class Placed(NamedTuple):
+    """Points with their places in the base; NaN where there is no inverse."""
+
+    x: Float[Array, "n d"]
+    z: Float[Array, "n d"]
+    log_flow: Float[Array, " n"]  # log-density of the flow alone, nats
+    log_prob: Float[Array, " n"]  # that of the draws, those from ellipsoids included, nats
+
+
 @dataclass(frozen=True)
 class Learner:
     r"""How a flow learns the prior within a rising likelihood contour.
@@ -206,6 +215,14 @@ class Learner:
 
         They come from the flow and, a share of them, from the ellipsoids, and have the density of both.
         """
+        placed = self.draw(key, online, num_samples, jnp.zeros((0, online.flow.num_dims), online.flow.mean.dtype))
+        return placed.x, placed.log_prob
+
+    def draw(self, key: Array, online: Online, num_samples: int, known: Float[Array, "m d"]) -> Placed:
+        """Draw points as `sample_and_log_prob` does, and place them together with known ones, which come last.
+
+        All are inverted at once: each place where a flow is inverted takes a second to compile.
+        """
         key_flow, key_part, key_ellipsoids = jax.random.split(key, 3)
         z = self._shard(self.base.sample(key_flow, num_samples, online.flow.num_dims).astype(online.flow.mean.dtype))
         x, is_ellipsoid = jnp.asarray(online.flow.forward(z)), jnp.zeros(num_samples, bool)
@@ -213,12 +230,15 @@ class Learner:
             share = jnp.where(online.ellipsoids.is_there, self.ellipsoid_share, 0.0)
             is_ellipsoid = jax.random.bernoulli(key_part, share, (num_samples,))
             x = jnp.where(is_ellipsoid[:, None], online.ellipsoids.sample(key_ellipsoids, num_samples), x)
+        x = jnp.concatenate([x, known])
         recovered, log_flow = self.pull(online, x)
         log_ellipsoid = self._log_ellipsoid(online, x)
+        log_prob = self._mixed(online, log_flow, log_ellipsoid)
         # A draw that rounding puts outside of its ellipsoid would have the density of the flow alone: e^-861 was met.
-        is_back = ~jnp.isnan(log_flow) & _agree(recovered, z)
-        is_found = jnp.where(is_ellipsoid, log_ellipsoid > -jnp.inf, is_back)
-        return x, jnp.where(is_found, self._mixed(online, log_flow, log_ellipsoid), jnp.nan)
+        is_back = ~jnp.isnan(log_flow[:num_samples]) & _agree(recovered[:num_samples], z)
+        is_found = jnp.where(is_ellipsoid, log_ellipsoid[:num_samples] > -jnp.inf, is_back)
+        is_found = jnp.concatenate([is_found, jnp.ones(len(known), bool)])
+        return Placed(x, recovered, log_flow, jnp.where(is_found, log_prob, jnp.nan))
 
     def log_prob(self, online: Online, x: Float[Array, "n d"]) -> Array:
         """Log-density of the draws at points, nats, shape ``(n,)``; NaN or -inf where none is drawn."""

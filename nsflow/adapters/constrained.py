@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
-from blackjax.mcmc.slice import build_kernel as build_slice_kernel
-from blackjax.mcmc.slice import stepping_out
 from blackjax.ns.base import StateWithLogLikelihood
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from nsflow.adapters.slices import NUM_BEFORE, slice_moves
+from nsflow.base import normal_rows
 from nsflow.online import Draws, Learner, Online
 
 
@@ -88,6 +88,18 @@ def flatten(position: Any) -> Array:
     return jax.vmap(lambda leaf: ravel_pytree(leaf)[0])(position)
 
 
+class _Latent(NamedTuple):
+    """Particles with their places in the base space; `slice_moves` reads the first two fields."""
+
+    position: Array
+    logdensity: Array  # of the prior in the base space, relative to the base's, nats; NaN where there is no inverse
+    particle: StateWithLogLikelihood
+
+
+def _latent(learner: Learner, z: Array, log_flow: Array, particles: StateWithLogLikelihood) -> _Latent:
+    return _Latent(z, particles.logdensity - log_flow + jax.vmap(learner.base.log_prob)(z), particles)
+
+
 @final
 @dataclass(frozen=True)
 class IndependenceMH(AbstractInnerKernel):
@@ -125,6 +137,13 @@ class IndependenceMH(AbstractInnerKernel):
         health: Health,  # noqa: ARG002
     ) -> tuple[StateWithLogLikelihood, Moves]:
         """Move chains from random survivors; take the last state of each."""
+        last, moves = self.move(problem, key, live, contour, proposal)
+        return last.particle, moves
+
+    def move(
+        self, problem: Problem, key: Array, live: StateWithLogLikelihood, contour: Array, proposal: Online
+    ) -> tuple[_Latent, Moves]:
+        """Make the moves; where the chains end in the base space comes with it."""
         if problem.num_inner_steps < 2:
             raise ValueError(
                 f"`num_inner_steps` expected 2 or more, as some draws train the flow; got {problem.num_inner_steps}."
@@ -134,14 +153,15 @@ class IndependenceMH(AbstractInnerKernel):
         num_steps = problem.num_inner_steps - num_training
         key_start, key_draw, key_accept = jax.random.split(key, 3)
         start = _survivors(key_start, live, contour, num_chains)
-        evaluated = _propose(problem, key_draw, proposal, problem.num_inner_steps * num_chains)
-        proposed, draws = jax.tree.map(lambda a: a[: num_steps * num_chains], evaluated)
-        _, all_draws = evaluated
+        all_draws, (proposed, start, log_weight) = _propose(
+            problem, key_draw, proposal, problem.num_inner_steps * num_chains, start, contour
+        )
+        proposed, draws = jax.tree.map(lambda a: a[: num_steps * num_chains], (proposed, all_draws))
         training_draws = jax.tree.map(lambda a: a[num_steps * num_chains :], all_draws)
-        log_weight = jnp.where(draws.log_likelihood > contour, draws.log_weight, -jnp.inf)
-        log_uniform = jnp.log(jax.random.uniform(key_accept, log_weight.shape, log_weight.dtype))
-        log_uniform = log_uniform.reshape(num_steps, num_chains)
-        by_step = jax.tree.map(lambda a: a.reshape(num_steps, num_chains, *a.shape[1:]), (proposed, log_weight))
+        new_log_weight = jnp.where(draws.log_likelihood > contour, draws.log_weight, -jnp.inf)
+        log_uniform = jnp.log(jax.random.uniform(key_accept, new_log_weight.shape, log_weight.dtype))
+        inputs = ((proposed, new_log_weight), log_uniform)
+        by_step = jax.tree.map(lambda a: a.reshape(num_steps, num_chains, *a.shape[1:]), inputs)
 
         def step(carry: Any, inputs: Any) -> tuple[Any, Array]:
             state, log_weight = carry
@@ -149,8 +169,7 @@ class IndependenceMH(AbstractInnerKernel):
             is_accepted = log_uniform < new_log_weight - log_weight
             return (_where(is_accepted, new, state), jnp.where(is_accepted, new_log_weight, log_weight)), is_accepted
 
-        carry = (start, _log_weight(problem, proposal, start, contour))
-        (last, _), is_accepted = jax.lax.scan(step, carry, (by_step, log_uniform))
+        (last, _), is_accepted = jax.lax.scan(step, (start, log_weight), by_step)
         calls = jnp.full(num_chains, problem.num_inner_steps, jnp.int32)
         acceptance = jnp.mean(is_accepted, axis=0, dtype=log_weight.dtype)
         return last, Moves(acceptance, calls, all_draws, training_draws)
@@ -161,8 +180,7 @@ class IndependenceMH(AbstractInnerKernel):
 class LatentSlice(AbstractInnerKernel):
     """Slice moves along random directions in the flow's latent space.
 
-    There the prior above a contour is nearly a ball, whatever its shape; blackjax's slice kernel does the rest. Each
-    step also draws `num_delete` points from the flow, for the evidence's second estimate and for its training.
+    There the prior above a contour is nearly a ball, whatever its shape. Each step also draws `num_delete` points from the flow, for the evidence's second estimate and for its training.
 
     Parameters
     ----------
@@ -191,57 +209,39 @@ class LatentSlice(AbstractInnerKernel):
         """Move chains from random survivors; take the last state of each."""
         key_start, key_draw, key_move = jax.random.split(key, 3)
         start = _survivors(key_start, live, contour, problem.num_delete)
-        _, draws = _propose(problem, key_draw, proposal, problem.num_delete)
+        draws, (_, start, _) = _propose(problem, key_draw, proposal, problem.num_delete, start, contour)
         last, acceptance, calls = self.move(problem, key_move, start, contour, proposal, problem.num_inner_steps)
         return last, Moves(acceptance, calls + 1, draws, draws)
 
     def move(
-        self,
-        problem: Problem,
-        key: Array,
-        start: StateWithLogLikelihood,
-        contour: Array,
-        proposal: Online,
-        num_steps: int,
+        self, problem: Problem, key: Array, start: _Latent, contour: Array, proposal: Online, num_steps: int
     ) -> tuple[StateWithLogLikelihood, Array, Array]:
         """Make slice moves from given particles; return these, the share that moved, and the calls."""
-        learner = problem.learner
-        slice_kernel = build_slice_kernel(stepping_out, self.max_expansions, self.max_shrinkage)
+        learner, (num_chains, num_dims) = problem.learner, start.position.shape
+        dtype = start.position.dtype
 
-        def at(z: Array) -> _Latent:
-            x, log_q = jax.tree.map(lambda a: a[0], learner.push(proposal, z[None]))
-            particle = problem.init_state(x, loglikelihood_birth=contour)
-            # The prior's density on the base space, relative to the base's.
-            log_density = particle.logdensity - log_q + learner.base.log_prob(z)
-            return _Latent(z, jnp.where(jnp.isnan(log_density), -jnp.inf, log_density), particle)
+        def at(z: Array) -> tuple[_Latent, Array]:
+            x, log_q = learner.push(proposal, z)
+            particles = jax.vmap(partial(problem.init_state, loglikelihood_birth=contour))(x)
+            latent = _latent(learner, z, log_q, particles)
+            log_density = jnp.where(jnp.isnan(latent.logdensity), -jnp.inf, latent.logdensity)
+            return latent._replace(logdensity=log_density), particles.loglikelihood > contour
 
-        def along(rng_key: Array, position: Array, _: Any) -> Callable:
-            direction = jax.random.normal(rng_key, position.shape, position.dtype)
-            direction = 2 * direction / jnp.linalg.norm(direction)
-
-            def slice_fn(t: Array) -> tuple[_Latent, Array]:
-                candidate = at(position + t * direction)
-                return candidate, candidate.particle.loglikelihood > contour
-
-            return slice_fn
-
-        def chain(key: Array, start: _Latent) -> tuple[_Latent, tuple[Array, Array]]:
-            def step(state: _Latent, key: Array) -> tuple[_Latent, tuple[Array, Array]]:
-                state, info = slice_kernel(key, state, None, along)  # pyright: ignore[reportArgumentType]
-                return state, (info.is_accepted, info.num_expansions + info.num_shrink + 2)
-
-            return jax.lax.scan(step, start, jax.random.split(key, num_steps))
-
-        x = flatten(start.position)
-        z, log_q = learner.pull(proposal, x)
-        log_density = start.logdensity - log_q + jax.vmap(learner.base.log_prob)(z)
-        has_inverse = ~jnp.isnan(log_density)
-        latent = _Latent(z, log_density, start)
-        last, (is_accepted, calls) = jax.vmap(chain)(jax.random.split(key, len(x)), latent)
+        key_direction, key_uniform = jax.random.split(key)
+        direction = normal_rows(key_direction, num_chains * num_steps, num_dims, dtype)
+        direction = 2 * direction / jnp.linalg.norm(direction, axis=1, keepdims=True)
+        num_uniforms = NUM_BEFORE + self.max_shrinkage
+        uniforms = jax.random.uniform(key_uniform, (num_chains * num_steps * num_uniforms,), dtype)
+        last, acceptance, calls = slice_moves(
+            start,
+            at,
+            direction.reshape(num_chains, num_steps, num_dims),
+            uniforms.reshape(num_chains, num_steps, num_uniforms),
+            max_expansions=self.max_expansions,
+        )
         # What did not move keeps its own coordinates, not those of a way there and back.
-        moved = has_inverse & jnp.any(is_accepted, axis=1)
-        acceptance = jnp.mean(is_accepted, axis=1, dtype=x.dtype)
-        return _where(moved, last.particle, start), acceptance, jnp.sum(calls, axis=1).astype(jnp.int32)
+        moved = ~jnp.isnan(start.logdensity) & (acceptance > 0)
+        return _where(moved, last.particle, start.particle), acceptance, calls
 
 
 @final
@@ -282,14 +282,14 @@ class Mixture(AbstractInnerKernel):
     ) -> tuple[StateWithLogLikelihood, Moves]:
         """Move chains from random survivors; take the last state of each."""
         key_independent, key_local = jax.random.split(key)
-        particles, moves = self.independent(problem, key_independent, live, contour, proposal, health)
+        latent, moves = self.independent.move(problem, key_independent, live, contour, proposal)
 
         def slices() -> tuple[StateWithLogLikelihood, Array]:
-            moved, _, calls = self.local.move(problem, key_local, particles, contour, proposal, self.num_slices)
+            moved, _, calls = self.local.move(problem, key_local, latent, contour, proposal, self.num_slices)
             return moved, calls
 
         is_poor = (health.acceptance < self.min_acceptance) | (health.unique_fraction < self.min_unique)
-        particles, calls = jax.lax.cond(is_poor, slices, lambda: (particles, jnp.zeros_like(moves.num_calls)))
+        particles, calls = jax.lax.cond(is_poor, slices, lambda: (latent.particle, jnp.zeros_like(moves.num_calls)))
         return particles, moves._replace(num_calls=moves.num_calls + calls)
 
 
@@ -315,7 +315,8 @@ class Rejection(AbstractInnerKernel):
         """Fill the places of the deleted particles."""
         size, num_batches = problem.num_delete, problem.num_inner_steps
         key_start, key_loop = jax.random.split(key)
-        live_weights = _log_weight(problem, proposal, live, contour)
+        live_weights = _log_weight(problem.learner.log_prob(proposal, flatten(live.position)), live, contour)
+        nobody = jax.tree.map(lambda a: a[:0], live)
         is_known = (live.loglikelihood > contour) & (live_weights < jnp.inf)
         envelope = jnp.maximum(health.log_envelope, jnp.max(jnp.where(is_known, live_weights, -jnp.inf)))
         dtype = envelope.dtype
@@ -332,12 +333,12 @@ class Rejection(AbstractInnerKernel):
         def one_batch(carry: Any) -> Any:
             i, num_filled, particles, record = carry
             key_draw, key_accept = jax.random.split(jax.random.fold_in(key_loop, i))
-            proposed, draws = _propose(problem, key_draw, proposal, size)
+            draws, (proposed, *_) = _propose(problem, key_draw, proposal, size, nobody, contour)
             log_uniform = jnp.log(jax.random.uniform(key_accept, (size,), dtype))
             is_accepted = (draws.log_likelihood > contour) & (log_uniform < draws.log_weight - envelope)
             # Places beyond the last are dropped, and so are the rejected.
             place = jnp.where(is_accepted, num_filled + jnp.cumsum(is_accepted) - 1, size)
-            particles = jax.tree.map(lambda old, new: old.at[place].set(new, mode="drop"), particles, proposed)
+            particles = jax.tree.map(lambda old, new: old.at[place].set(new, mode="drop"), particles, proposed.particle)
             record = jax.tree.map(lambda old, new: old.at[i].set(new), record, draws)
             return i + 1, num_filled + jnp.sum(is_accepted), particles, record
 
@@ -348,14 +349,6 @@ class Rejection(AbstractInnerKernel):
         return particles, Moves(acceptance, jnp.full(size, i), draws, draws)
 
 
-class _Latent(NamedTuple):
-    """A particle with its place in the base space; blackjax's slice kernel reads the first two fields."""
-
-    position: Array
-    logdensity: Array
-    particle: StateWithLogLikelihood
-
-
 def _survivors(key: Array, live: StateWithLogLikelihood, contour: Array, num: int) -> StateWithLogLikelihood:
     """Random live points above the contour; random live points if all lie on it."""
     is_above = live.loglikelihood > contour
@@ -364,18 +357,28 @@ def _survivors(key: Array, live: StateWithLogLikelihood, contour: Array, num: in
     return jax.tree.map(lambda a: a[index], live)
 
 
-def _propose(problem: Problem, key: Array, proposal: Online, num: int) -> tuple[StateWithLogLikelihood, Draws]:
-    """Draw from the flow and evaluate; a draw without a density has weight zero."""
-    x, log_q = problem.learner.sample_and_log_prob(key, proposal, num)
-    proposed = jax.vmap(partial(problem.init_state, loglikelihood_birth=jnp.nan))(x)
-    log_weight = proposed.logdensity - log_q
+def _propose(
+    problem: Problem, key: Array, proposal: Online, num: int, chains: StateWithLogLikelihood, contour: Array
+) -> tuple[Draws, tuple[_Latent, _Latent, Array]]:
+    """Draw from the flow and evaluate, and see where chains stand; a draw without a density has weight zero.
+
+    Returns the draws, their particles, the chains, and the log-weights of these.
+    """
+    learner = problem.learner
+    placed = learner.draw(key, proposal, num, flatten(chains.position))
+    drawn, known = (jax.tree.map(lambda a, rows=rows: a[rows], placed) for rows in (slice(num), slice(num, None)))
+    particles = jax.vmap(partial(problem.init_state, loglikelihood_birth=jnp.nan))(drawn.x)
+    log_weight = particles.logdensity - drawn.log_prob
     log_weight = jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
-    return proposed, Draws(x, proposed.loglikelihood, log_weight)
+    return Draws(drawn.x, particles.loglikelihood, log_weight), (
+        _latent(learner, drawn.z, drawn.log_flow, particles),
+        _latent(learner, known.z, known.log_flow, chains),
+        _log_weight(known.log_prob, chains, contour),
+    )
 
 
-def _log_weight(problem: Problem, proposal: Online, state: StateWithLogLikelihood, contour: Array) -> Array:
+def _log_weight(log_q: Array, state: StateWithLogLikelihood, contour: Array) -> Array:
     """Log of prior over flow density; +inf where there is none, -inf for what must leave a plateau at the contour."""
-    log_q = problem.learner.log_prob(proposal, flatten(state.position))
     log_weight = jnp.where(jnp.isnan(log_q), jnp.inf, state.logdensity - log_q)
     return jnp.where(state.loglikelihood > contour, log_weight, -jnp.inf)
 

@@ -148,12 +148,13 @@ def test_a_density_left_out_is_seen(kernel, name, monkeypatch):
     propose = constrained._propose
 
     def without_density(*args):
-        proposed, draws = propose(*args)
-        return proposed, draws._replace(log_weight=jnp.where(draws.log_weight > -jnp.inf, 0.0, -jnp.inf))
+        draws, (proposed, chains, log_weight) = propose(*args)
+        draws = draws._replace(log_weight=jnp.where(draws.log_weight > -jnp.inf, 0.0, -jnp.inf))
+        return draws, (proposed, chains, jnp.zeros_like(log_weight))
 
     jax.clear_caches()
     monkeypatch.setattr(constrained, "_propose", without_density)
-    monkeypatch.setattr(constrained, "_log_weight", lambda problem, proposal, state, contour: jnp.zeros(len(state[0])))
+    monkeypatch.setattr(constrained, "_log_weight", lambda log_q, state, contour: jnp.zeros(len(state[0])))
     x_live, particles, _ = apply(KERNELS[kernel], FLOWS[name], seed=1)
     jax.clear_caches()
     assert np.max(np.abs(z_scores(np.asarray(particles.position, np.float64), x_live, NUM_DELETE))) > 2 * MAX_Z
