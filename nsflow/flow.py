@@ -25,6 +25,7 @@ from nsflow.train import Training, TrainingInfo
 from nsflow.velocity import Architecture, as_velocity
 
 CHUNK = 256  # points evaluated at once, so that one compiled shape serves every batch
+NUM_CORRECTIONS = 2  # of the way back, before the Jacobian
 MAX_NEWTON = 10  # steps after which a point counts as having no inverse
 
 
@@ -213,17 +214,13 @@ def _push(flow: Flow, z: Array) -> Array:
     return integrate(flow.velocity, _width(flow, z) * z, flow.num_steps, backwards=False)
 
 
-def _pull(flow: Flow, x: Array) -> Array:
-    return integrate(flow.velocity, x, flow.num_steps, backwards=True) / _width(flow, x)
-
-
 def _width(flow: Flow, x: Array) -> Array:
     return jnp.asarray(flow.width, x.dtype)
 
 
 def _invert(flow: Flow, x: Array, max_steps: Array) -> tuple[Array, Array, Array]:
     """Solve T(z) = x: integrate backwards, correct, then Newton's method; return z, log|det dT/dz|, convergence."""
-    push, pull = partial(_push, flow), partial(_pull, flow)
+    push, width = partial(_push, flow), _width(flow, x)
     tolerance = 2e-6 if x.dtype == jnp.float64 else 2e-5
 
     def newton(state: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -239,9 +236,19 @@ def _invert(flow: Flow, x: Array, max_steps: Array) -> tuple[Array, Array, Array
         _, _, converged, i = state
         return ~converged & (i < max_steps)
 
-    back = pull(x)
-    # Each correction gains two to four digits without a Jacobian, at a fifth of its price.
-    start = jax.lax.fori_loop(0, 2, lambda _, z: z + back - pull(push(z)), back)
+    def pass_through(i: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Integrate back and forth; every way back corrects z by how far the one before was off."""
+        z, back, y = state
+        backwards = i % 2 == 0
+        y = integrate(flow.velocity, jnp.where(backwards, y, width * y), flow.num_steps, backwards=backwards)
+        y = jnp.where(backwards, y / width, y)
+        back = jnp.where(i == 0, y, back)
+        z = jnp.where(i == 0, y, jnp.where(backwards, z + back - y, z))
+        return z, back, jnp.where(backwards, z, y)
+
+    # Each correction gains two to four digits without a Jacobian, at a fifth of its price. All ways are one loop, for
+    # which the field is compiled once.
+    start, _, _ = jax.lax.fori_loop(0, 1 + 2 * NUM_CORRECTIONS, pass_through, (x, x, x))
     z, log_det, converged, _ = jax.lax.while_loop(
         unsolved, newton, (start, jnp.zeros((), x.dtype), jnp.zeros((), bool), jnp.zeros((), jnp.int32))
     )

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 
 def integrate(
-    velocity: Callable[[Array, Array], Array], x: Float[Array, " d"], num_steps: Any, *, backwards: bool
+    velocity: Callable[[Array, Array], Array], x: Float[Array, " d"], num_steps: Any, *, backwards: Any
 ) -> Float[Array, " d"]:
     """Carry one point along a field by classical Runge-Kutta steps.
 
@@ -17,7 +17,7 @@ def integrate(
         velocity: The field, called as ``velocity(t, x)``.
         x: Where to start.
         num_steps: Number of equal steps, which may be traced.
-        backwards: From t = 1 to 0 instead of 0 to 1.
+        backwards: From t = 1 to 0 instead of 0 to 1; may be traced.
 
     Returns:
         Where it ends.
@@ -26,8 +26,8 @@ def integrate(
         >>> print(f"{integrate(lambda t, x: x, jnp.ones(1), 8, backwards=False)[0]:.4f}")
         2.7183
     """
-    start, sign = (1.0, -1.0) if backwards else (0.0, 1.0)
-    h = sign / jnp.asarray(num_steps, x.dtype)
+    start = jnp.asarray(backwards).astype(x.dtype)
+    h = (1 - 2 * start) / jnp.asarray(num_steps, x.dtype)
 
     nodes, weights = jnp.array([0, 0.5, 0.5, 1], x.dtype), jnp.array([1, 2, 2, 1], x.dtype) / 6
 
@@ -39,7 +39,7 @@ def integrate(
             k = velocity(t + nodes[j] * h, x + nodes[j] * h * k)
             return k, mean + weights[j] * k
 
-        # A loop over the stages, for the field is compiled once for it: a flow's inverse contains it four times.
+        # A loop over the stages, for which the field is compiled once.
         return x + h * jax.lax.fori_loop(0, 4, stage, (jnp.zeros_like(x), jnp.zeros_like(x)))[1]
 
     return jax.lax.fori_loop(0, num_steps, step, x)
