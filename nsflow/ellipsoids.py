@@ -134,10 +134,10 @@ def around(
     """
     num_dims = len(modes[0].centre) if modes else num_dims
     return Ellipsoids(
-        centre=jnp.asarray(np.reshape([mode.centre for mode in modes], (-1, num_dims)), dtype),
-        scale=jnp.asarray(np.reshape([mode.scale for mode in modes], (-1, num_dims, num_dims)), dtype),
-        log_likelihood=jnp.asarray(log_likelihood, dtype),
-        log_prior=jnp.asarray(np.array([mode.log_density for mode in modes]) - log_likelihood, dtype),
-        log_radius=jnp.full(len(modes), -jnp.inf, dtype),
-        num_calls=jnp.asarray(num_calls, jnp.int32),
+        centre=jnp.asarray(np.reshape([mode.centre for mode in modes], (-1, num_dims)).astype(dtype)),
+        scale=jnp.asarray(np.reshape([mode.scale for mode in modes], (-1, num_dims, num_dims)).astype(dtype)),
+        log_likelihood=jnp.asarray(np.asarray(log_likelihood, dtype)),
+        log_prior=jnp.asarray(np.asarray([mode.log_density for mode in modes] - log_likelihood, dtype)),
+        log_radius=jnp.asarray(np.full(len(modes), -np.inf, dtype)),
+        num_calls=jnp.asarray(np.int32(num_calls)),
     )

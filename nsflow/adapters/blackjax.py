@@ -129,14 +129,20 @@ def init(
             f"`init` expected more than {2 * num_dims} live points in {num_dims} dimensions; got {num_live}. "
             "Draw more positions from the prior: a thousand is usual."
         )
-    state = adaptive.init(position, _without_nan(init_state_fn))
     key = jax.random.key(0) if rng_key is None else rng_key
+    return learner.replicate(_init(key, position, init_state_fn, learner))
+
+
+@partial(jax.jit, static_argnums=(2, 3))  # a hundred operations that are compiled one by one take two seconds
+def _init(
+    key: Array, position: Any, init_state_fn: Callable[..., StateWithLogLikelihood], learner: Learner
+) -> AdaptiveNSState:
+    state = adaptive.init(position, _without_nan(init_state_fn))
     x = flatten(state.particles.position)
     live = Draws(x, state.particles.loglikelihood.astype(x.dtype), jnp.zeros(len(x), x.dtype))
-    proposal = jax.jit(learner.init)(key, live)
     one = jnp.ones((), x.dtype)
     health = Health(one, one, jnp.full_like(one, -jnp.inf), jnp.int32(0))
-    return learner.replicate(state._replace(inner_kernel_params={"proposal": proposal, "health": health}))
+    return state._replace(inner_kernel_params={"proposal": learner.init(key, live), "health": health})
 
 
 def build_kernel(
@@ -271,9 +277,10 @@ def as_top_level_api(
     """
     init_state_fn = partial(init_state_strategy, logprior_fn=logprior_fn, loglikelihood_fn=loglikelihood_fn)
     kernel = build_kernel(init_state_fn, num_inner_steps, num_delete, inner_kernel, learner, train_every)
+    init_states_fn = jax.vmap(init_state_fn)
 
     def init_fn(position: Any, rng_key: Array | None = None) -> AdaptiveNSState:
-        return init(position, jax.vmap(init_state_fn), learner, rng_key)
+        return init(position, init_states_fn, learner, rng_key)
 
     return SamplingAlgorithm(init_fn, kernel)  # pyright: ignore[reportArgumentType]
 

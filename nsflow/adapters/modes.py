@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from nsflow.adapters.constrained import flatten
 from nsflow.adapters.nested import LostMode, NestedResult
-from nsflow.ellipsoids import around
+from nsflow.ellipsoids import Ellipsoids, around
 from nsflow.modes import Mode, ascend, basins, highest_mode, isolation, measure, share_of_evidence
 from nsflow.online import Draws, Learner
 from nsflow.precision import float64
@@ -27,8 +27,12 @@ FLAT = 0.5  # width, in deviations of the prior, beyond which a maximum is a rid
 class _Target:
     """Log of prior times likelihood of a flat vector, and its gradient; both together count as two calls."""
 
-    def __init__(self, log_density: Callable[[Array], Array], max_calls: int) -> None:
-        self._both = jax.jit(jax.value_and_grad(log_density))
+    def __init__(self, terms: Callable[[Array], tuple[Array, Array]], max_calls: int) -> None:
+        def log_density(x: Array) -> tuple[Array, Array]:
+            log_prior, log_likelihood = terms(x)
+            return log_prior + log_likelihood, log_likelihood
+
+        self._both = jax.jit(jax.value_and_grad(log_density, has_aux=True))
         self.max_calls = max_calls
         self.num_calls = 0
 
@@ -41,10 +45,16 @@ class _Target:
         if self.is_exhausted:
             return -np.inf, np.zeros(len(x))
         self.num_calls += 2
-        value, gradient = self._both(x)
+        (value, _), gradient = self._both(x)
         if not np.isfinite(value):
             return -np.inf, np.zeros(len(x))
         return float(value), np.nan_to_num(np.asarray(gradient), posinf=0.0, neginf=0.0)
+
+    def log_likelihood(self, x: np.ndarray) -> float:
+        """The likelihood alone, one call."""
+        self.num_calls += 1
+        (_, log_likelihood), _ = self._both(x)
+        return float(log_likelihood)
 
 
 @float64
@@ -104,8 +114,8 @@ def find_lost_modes(
     ('a mode with 50% of the evidence was lost, the run has 0% there: use add_modes, more live points, or nsflow.run',)
     """
     unravel, x = _flat(prior_draws)
-    modes, _, num_calls = _find_modes(unravel, x, logprior_fn, loglikelihood_fn, max_calls)
-    result = replace(result, num_calls=result.num_calls + num_calls)
+    modes, _, target = _find_modes(unravel, x, logprior_fn, loglikelihood_fn, max_calls)
+    result = replace(result, num_calls=result.num_calls + len(x) + target.num_calls)
     known = [np.asarray(ravel_pytree(lost.position)[0]) for lost in result.lost_modes]
     return with_lost_modes(result, [mode for mode in modes if not any(map(mode.contains, known))], unravel)
 
@@ -171,22 +181,28 @@ def add_modes(
     unravel, x = _flat(prior_draws)
     if x.shape[1] != num_dims:
         raise ValueError(f"`prior_draws` expected positions of dimension {num_dims}, as live points; got {x.shape[1]}.")
-    found, log_likelihood, num_calls = _find_modes(unravel, x, logprior_fn, loglikelihood_fn, max_calls)
+    found, log_likelihood, target = _find_modes(unravel, x, logprior_fn, loglikelihood_fn, max_calls)
     known = online.ellipsoids.modes
     met = [any(other.contains(mode.centre, mode.log_density) for other in known) for mode in found]
     modes = known + [mode for mode, is_met in zip(found, met, strict=True) if not is_met]
     modes = [mode for mode, share in zip(modes, share_of_evidence(modes, -np.inf), strict=True) if share > MIN_SHARE]
-    peaks = np.array([float(loglikelihood_fn(unravel(jnp.asarray(mode.centre)))) for mode in modes])
-    num_calls += int(online.ellipsoids.num_calls) + len(modes)
+    peaks = np.array([target.log_likelihood(mode.centre) for mode in modes])
+    num_calls = int(online.ellipsoids.num_calls) + len(x) + target.num_calls
     ellipsoids = around(modes, peaks, num_calls, dtype, num_dims)
-    ellipsoids = ellipsoids.at_contour(jnp.min(state.particles.loglikelihood).astype(dtype))
+    draws = Draws(*(np.asarray(a, dtype) for a in (x, log_likelihood, np.zeros(len(x)))))
+    online, ellipsoids = _observe(online, draws, ellipsoids, state.particles.loglikelihood)
     # A step is compiled anew for arrays that are placed on other devices than those before.
     if getattr(online.flow.mean, "committed", False):
         ellipsoids = jax.device_put(ellipsoids, online.flow.mean.sharding)
-    draws = Draws(*(jnp.asarray(a, dtype) for a in (x, log_likelihood, np.zeros(len(x)))))
-    online = Learner.observe(online, draws)._replace(ellipsoids=ellipsoids)
-    params = {**state.inner_kernel_params, "proposal": online}  # pyright: ignore[reportGeneralTypeIssues]
+    params = {**state.inner_kernel_params, "proposal": online._replace(ellipsoids=ellipsoids)}  # pyright: ignore[reportGeneralTypeIssues]
     return state._replace(inner_kernel_params=params)
+
+
+@jax.jit
+def _observe(online: Any, draws: Draws, ellipsoids: Ellipsoids, live: Array) -> tuple[Any, Ellipsoids]:
+    """Learn from draws, and let ellipsoids reach to the lowest of the live points."""
+    contour = jnp.min(live).astype(ellipsoids.centre.dtype)
+    return Learner.observe(online, draws), ellipsoids.at_contour(contour)
 
 
 def with_lost_modes(result: NestedResult, modes: list[Mode], unravel: Callable[[Array], Any]) -> NestedResult:
@@ -232,8 +248,8 @@ def _find_modes(
     logprior_fn: Callable[[Any], Array],
     loglikelihood_fn: Callable[[Any], Array],
     max_calls: int,
-) -> tuple[list[Mode], np.ndarray, int]:
-    """The maxima above draws of the prior, the log-likelihood of the draws, and the calls for both."""
+) -> tuple[list[Mode], np.ndarray, _Target]:
+    """The maxima above draws of the prior, the log-likelihood of the draws, and what was climbed."""
 
     def terms(vector: Array) -> tuple[Array, Array]:
         position = unravel(vector)
@@ -241,10 +257,10 @@ def _find_modes(
 
     log_prior, log_likelihood = map(np.asarray, jax.jit(jax.vmap(terms))(x))
     log_density = log_prior + log_likelihood
-    target = _Target(lambda vector: sum(terms(vector)), max_calls)  # pyright: ignore[reportArgumentType]
+    target = _Target(terms, max_calls)
     is_there = log_density > -np.inf
     modes = _climb(target, x[is_there], log_density[is_there])
-    return modes, np.where(is_there, log_likelihood, -np.inf), len(x) + target.num_calls
+    return modes, np.where(is_there, log_likelihood, -np.inf), target
 
 
 def _climb(target: _Target, x: np.ndarray, values: np.ndarray) -> list[Mode]:
