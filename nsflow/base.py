@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, ClassVar, final
 
 import jax
@@ -125,13 +126,14 @@ class EdgedBall(AbstractBase):
 
     def sample(self, key: Array, num_samples: int, num_dims: int) -> Float[Array, "n d"]:
         """Draw points in float32, shape ``(n, d)``."""
-        key_normal, key_radius, key_part = jax.random.split(key, 3)
-        normal = normal_rows(key_normal, num_samples, num_dims, jnp.float32)
+        # All from one call: each takes a fifth of a second to compile.
+        numbers = normal_rows(key, num_dims + 2, num_samples, jnp.float32)
+        normal, radial, part = numbers[:-2].T, numbers[-2, :, None], numbers[-1, :, None]
         # (|z|/r)^(2d) has a gamma distribution of shape 1/2, half the square of a normal variable.
-        gamma = 0.5 * jax.random.normal(key_radius, (num_samples, 1), jnp.float32) ** 2
+        gamma = 0.5 * radial**2
         radius = self._radius(num_dims) * gamma ** (0.5 / num_dims)
         ball = normal * (radius / jnp.linalg.norm(normal, axis=1, keepdims=True)).astype(jnp.float32)
-        is_ball = jax.random.bernoulli(key_part, self.share, (num_samples, 1))
+        is_ball = part < NormalDist().inv_cdf(self.share)
         return jnp.where(is_ball, ball, jnp.float32(self.deviation) * normal)
 
     def log_prob(self, z: Float[Array, " d"]) -> Float[Array, ""]:
