@@ -56,12 +56,17 @@ def map_points(function: Callable[[Any], Any], points: Any, block: int = BLOCK) 
         >>> map_points(lambda x: x.sum(), jnp.ones((70, 2))).shape
         (70,)
     """
-    num_points = len(points)
-    if num_points <= block or jax.default_backend() != "cpu" or jax.device_count() > 1:
+    num_points, block = len(points), block_size(len(points), block)
+    if num_points <= block:
         return jax.vmap(function)(points)
     padded = jnp.pad(points, ((0, -num_points % block), (0, 0)), "edge")
     values = jax.lax.map(jax.vmap(function), padded.reshape(-1, block, points.shape[1]))
     return jax.tree.map(lambda value: value.reshape(-1, *value.shape[2:])[:num_points], values)
+
+
+def block_size(num_points: int, block: int = BLOCK) -> int:
+    """Points to be evaluated at once: all of them, unless a CPU's cache holds fewer."""
+    return block if jax.default_backend() == "cpu" and jax.device_count() == 1 else max(num_points, 1)
 
 
 def in_chunks(function: Callable[[Any], Any], size: int) -> Callable[[Any], Any]:
