@@ -20,7 +20,7 @@ from nsflow.objective import FlowMatching
 from nsflow.ode import integrate
 from nsflow.precision import float64, full_precision
 from nsflow.pushforward import Pushforward
-from nsflow.shapes import block_size, by_chunks, map_points
+from nsflow.shapes import by_chunks, map_points, map_some
 from nsflow.train import Training, TrainingInfo
 from nsflow.velocity import Architecture, as_velocity
 
@@ -138,13 +138,14 @@ class Flow:
         """Carry base points to the data, shape ``(n, d)`` to ``(n, d)``."""
         return _by_chunks(_forward, self, z)
 
-    def inverse(self, x: Float[Any, "n d"], max_steps: int = MAX_NEWTON) -> Preimage:
+    def inverse(self, x: Float[Any, "n d"], max_steps: int = MAX_NEWTON, is_wanted: Any = None) -> Preimage:
         """Carry points back to the base, with the log-determinant of the way forward; NaN after `max_steps` of Newton.
 
         Whether a point has an inverse must not depend on how it was come by: compare densities of equal `max_steps`.
+        Traced points that are not wanted, by a mask of shape ``(n,)``, come back as NaN and take no time.
         """
         if isinstance(x, Tracer):
-            return _inverse(self, x, np.int32(max_steps))
+            return _inverse(self, x, np.int32(max_steps), is_wanted)
         quick = _by_chunks(partial(_inverse, max_steps=np.int32(1)), self, x)
         hard = np.flatnonzero(np.isnan(quick.log_det))
         if len(hard) == 0:
@@ -185,17 +186,16 @@ def _forward(flow: Flow, z: Array) -> Array:
 
 @jax.jit
 @full_precision
-def _inverse(flow: Flow, x: Array, max_steps: Array) -> Preimage:
-    def start(x: Array) -> tuple[Array, Array]:
-        white = solve_triangular(_scale(flow, x), x - _centre(flow, x), lower=True).astype(_precision(flow, x))
-        return white, _correct(flow, white)
-
+def _inverse(flow: Flow, x: Array, max_steps: Array, is_wanted: Array | None = None) -> Preimage:
     if len(x) == 0:
         return Preimage(x, x[:, 0])
-    white, guess = map_points(start, x)
-    z, log_det, converged = _solve(flow, white, guess, max_steps)
-    log_det = log_det.astype(x.dtype) + jnp.sum(jnp.log(jnp.diag(_scale(flow, x))))
-    return Preimage(z.astype(x.dtype), jnp.where(converged, log_det, jnp.nan))
+    scale = _scale(flow, x)
+    white = map_points(lambda x: solve_triangular(scale, x - _centre(flow, x), lower=True), x)
+    white = white.astype(_precision(flow, x))
+    is_wanted = jnp.ones(len(x), bool) if is_wanted is None else is_wanted
+    z, log_det, converged = _solve(flow, white, max_steps, is_wanted)
+    log_det = log_det.astype(x.dtype) + jnp.sum(jnp.log(jnp.diag(scale)))
+    return Preimage(z.astype(x.dtype), jnp.where(converged & is_wanted, log_det, jnp.nan))
 
 
 def _precision(flow: Flow, x: Array) -> Any:
@@ -239,42 +239,32 @@ def _correct(flow: Flow, x: Array) -> Array:
     return jax.lax.fori_loop(0, 1 + 2 * NUM_CORRECTIONS, pass_through, (x, x, x))[0]
 
 
-def _solve(flow: Flow, x: Array, guess: Array, max_steps: Array) -> tuple[Array, Array, Array]:
-    """Solve T(z) = x for points by Newton's method; return z, log|det dT/dz|, convergence."""
+def _solve(flow: Flow, x: Array, max_steps: Array, is_wanted: Array) -> tuple[Array, Array, Array]:
+    """Solve T(z) = x for the wanted points by Newton's method; return z, log|det dT/dz|, convergence."""
     tolerance = 2e-6 if x.dtype == jnp.float64 else 2e-5
-    num_points, block = len(x), block_size(len(x))
-    x, guess = (jnp.pad(a, ((0, -num_points % block), (0, 0)), "edge") for a in (x, guess))
 
-    def newton(x: Array, z: Array) -> tuple[Array, Array, Array]:
+    def newton(point: tuple[Array, ...]) -> tuple[Array, ...]:
+        x, z, _, _ = point
         image, jacobian = _value_and_jacobian(partial(_push, flow), z)
         factors = lu_factor(jacobian)
         step = lu_solve(factors, x - image)
         # Networks are float32: their own rounding moves the image by 1e-7 of the point's size.
         converged = jnp.max(jnp.abs(step)) < tolerance * (1 + jnp.max(jnp.abs(z)))
-        return z + step, jnp.sum(jnp.log(jnp.abs(jnp.diag(factors[0])))), converged
+        return x, z + step, jnp.sum(jnp.log(jnp.abs(jnp.diag(factors[0])))), converged
 
     def step_all(state: tuple[Any, Array]) -> tuple[Any, Array]:
-        """One step of those that need it, block by block: one point of 32 does in most blocks, one of five in all."""
-        solution, i = state
-        order = jnp.argsort(solution[2])
-
-        def step_block(i: Array, solution: Any) -> Any:
-            rows = jax.lax.dynamic_slice(order, (i * block,), (block,))
-            old = jax.tree.map(lambda a: a[rows], solution)
-            new = jax.vmap(newton)(x[rows], old[0])
-            keep = lambda a, b: jnp.where(old[2].reshape(-1, *(1,) * (a.ndim - 1)), a, b)  # noqa: E731
-            return jax.tree.map(lambda a, o, n: a.at[rows].set(keep(o, n)), solution, old, new)
-
-        num_blocks = (jnp.sum(~solution[2], dtype=jnp.int32) + block - 1) // block
-        return jax.lax.fori_loop(0, num_blocks, step_block, solution), i + 1
+        points, i = state
+        return map_some(newton, points, ~points[-1]), i + 1
 
     def is_unsolved(state: tuple[Any, Array]) -> Array:
-        (_, _, converged), i = state
-        return ~jnp.all(converged) & (i < max_steps)
+        points, i = state
+        return ~jnp.all(points[-1]) & (i < max_steps)
 
-    start = guess, jnp.zeros(len(x), x.dtype), jnp.zeros(len(x), bool)
-    solution, _ = jax.lax.while_loop(is_unsolved, step_all, (start, jnp.zeros((), jnp.int32)))
-    return jax.tree.map(lambda a: a[:num_points], solution)
+    _, guess = map_some(lambda point: (point[0], _correct(flow, point[0])), (x, x), is_wanted)
+    start = x, guess, jnp.zeros(len(x), x.dtype), ~is_wanted
+    (_, *solution), _ = jax.lax.while_loop(is_unsolved, step_all, (start, jnp.zeros((), jnp.int32)))
+    z, log_det, converged = solution
+    return z, log_det, converged
 
 
 def _value_and_jacobian(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:

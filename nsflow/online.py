@@ -10,7 +10,7 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import logsumexp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from nsflow.base import AbstractBase, EdgedBall
 from nsflow.ellipsoids import Ellipsoids, around
@@ -46,6 +46,14 @@ class Online(NamedTuple):
     num_steps: Array  # integration steps that the network wants
     gain: Array  # held-out log-density over that of the base, nats; the network is used where it is positive
     ellipsoids: Ellipsoids  # around modes that were found before; drawn from beside the flow
+
+
+class Drawn(NamedTuple):
+    """Draws whose density is not known yet."""
+
+    x: Float[Array, "n d"]
+    z: Float[Array, "n d"]  # where the flow was to carry them from
+    is_ellipsoid: Bool[Array, " n"]  # whether they come from an ellipsoid instead
 
 
 class Placed(NamedTuple):
@@ -215,14 +223,12 @@ class Learner:
 
         They come from the flow and, a share of them, from the ellipsoids, and have the density of both.
         """
-        placed = self.draw(key, online, num_samples, jnp.zeros((0, online.flow.num_dims), online.flow.mean.dtype))
+        drawn = self.draw(key, online, num_samples)
+        placed = self.place(online, drawn, jnp.zeros((0, drawn.x.shape[1]), drawn.x.dtype), jnp.ones(num_samples, bool))
         return placed.x, placed.log_prob
 
-    def draw(self, key: Array, online: Online, num_samples: int, known: Float[Array, "m d"]) -> Placed:
-        """Draw points as `sample_and_log_prob` does, and place them together with known ones, which come last.
-
-        All are inverted at once: each place where a flow is inverted takes a second to compile.
-        """
+    def draw(self, key: Array, online: Online, num_samples: int) -> Drawn:
+        """Draw points without their density."""
         key_flow, key_part, key_ellipsoids = jax.random.split(key, 3)
         z = self._shard(self.base.sample(key_flow, num_samples, online.flow.num_dims).astype(online.flow.mean.dtype))
         x, is_ellipsoid = jnp.asarray(online.flow.forward(z)), jnp.zeros(num_samples, bool)
@@ -230,13 +236,20 @@ class Learner:
             share = jnp.where(online.ellipsoids.is_there, self.ellipsoid_share, 0.0)
             is_ellipsoid = jax.random.bernoulli(key_part, share, (num_samples,))
             x = jnp.where(is_ellipsoid[:, None], online.ellipsoids.sample(key_ellipsoids, num_samples), x)
-        x = jnp.concatenate([x, known])
-        recovered, log_flow = self.pull(online, x)
+        return Drawn(x, z, is_ellipsoid)
+
+    def place(self, online: Online, drawn: Drawn, known: Float[Array, "m d"], is_wanted: Bool[Array, " n"]) -> Placed:
+        """Densities of the wanted draws and, after them, of known points; NaN for the others and where the map folds.
+
+        All are inverted at once: each place where a flow is inverted takes a second to compile.
+        """
+        num_samples, x = len(drawn.x), jnp.concatenate([drawn.x, known])
+        recovered, log_flow = self.pull(online, x, jnp.concatenate([is_wanted, jnp.ones(len(known), bool)]))
         log_ellipsoid = self._log_ellipsoid(online, x)
         log_prob = self._mixed(online, log_flow, log_ellipsoid)
         # A draw that rounding puts outside of its ellipsoid would have the density of the flow alone: e^-861 was met.
-        is_back = ~jnp.isnan(log_flow[:num_samples]) & _agree(recovered[:num_samples], z)
-        is_found = jnp.where(is_ellipsoid, log_ellipsoid[:num_samples] > -jnp.inf, is_back)
+        is_back = ~jnp.isnan(log_flow[:num_samples]) & _agree(recovered[:num_samples], drawn.z)
+        is_found = is_wanted & jnp.where(drawn.is_ellipsoid, log_ellipsoid[:num_samples] > -jnp.inf, is_back)
         is_found = jnp.concatenate([is_found, jnp.ones(len(known), bool)])
         return Placed(x, recovered, log_flow, jnp.where(is_found, log_prob, jnp.nan))
 
@@ -269,9 +282,9 @@ class Learner:
         recovered, log_prob = self.pull(online, x)
         return x, jnp.where(_agree(recovered, z), log_prob, jnp.nan)
 
-    def pull(self, online: Online, x: Float[Array, "n d"]) -> tuple[Array, Array]:
-        """Carry points back to the base, with their log-density in nats; NaN where no inverse was found."""
-        preimage = online.flow.inverse(self._shard(x), MAX_NEWTON)
+    def pull(self, online: Online, x: Float[Array, "n d"], is_wanted: Any = None) -> tuple[Array, Array]:
+        """Carry points back to the base, with their log-density in nats; NaN where no inverse was found, or wanted."""
+        preimage = online.flow.inverse(self._shard(x), MAX_NEWTON, is_wanted)
         z, log_det = jnp.asarray(preimage.z), jnp.asarray(preimage.log_det)
         return z, jax.vmap(self.base.log_prob)(z) - log_det
 

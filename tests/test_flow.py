@@ -410,3 +410,13 @@ def test_fit_refuses(points, log_weights, message):
     # Without jaxtyping's checks, which refuse wrong shapes first.
     with pytest.raises(ValueError, match=message):
         module._check(points, log_weights)
+
+
+def test_points_that_are_not_wanted_have_no_inverse_and_change_no_other():
+    flow = Flow.from_velocity(lambda t, x: jnp.sin(3 * x + t), 2)
+    x, is_wanted = flow.sample(jax.random.key(0), 100), np.arange(100) % 3 == 0
+    both = jax.jit(lambda x, is_wanted: (flow.inverse(x), flow.inverse(x, is_wanted=is_wanted)))
+    everything, some = both(jnp.asarray(x), jnp.asarray(is_wanted))
+    assert np.all(np.isnan(some.log_det) == ~is_wanted)
+    assert np.asarray(some.log_det)[is_wanted] == pytest.approx(np.asarray(everything.log_det)[is_wanted], abs=1e-5)
+    assert np.asarray(some.z)[is_wanted] == pytest.approx(np.asarray(everything.z)[is_wanted], abs=1e-5)

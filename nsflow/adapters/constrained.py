@@ -154,7 +154,13 @@ class IndependenceMH(AbstractInnerKernel):
         key_start, key_draw, key_accept = jax.random.split(key, 3)
         start = _survivors(key_start, live, contour, num_chains)
         all_draws, (proposed, start, log_weight) = _propose(
-            problem, key_draw, proposal, problem.num_inner_steps * num_chains, start, contour
+            problem,
+            key_draw,
+            proposal,
+            problem.num_inner_steps * num_chains,
+            num_training * num_chains,
+            start,
+            contour,
         )
         proposed, draws = jax.tree.map(lambda a: a[: num_steps * num_chains], (proposed, all_draws))
         training_draws = jax.tree.map(lambda a: a[num_steps * num_chains :], all_draws)
@@ -180,7 +186,8 @@ class IndependenceMH(AbstractInnerKernel):
 class LatentSlice(AbstractInnerKernel):
     """Slice moves along random directions in the flow's latent space.
 
-    There the prior above a contour is nearly a ball, whatever its shape. Each step also draws `num_delete` points from the flow, for the evidence's second estimate and for its training.
+    There the prior above a contour is nearly a ball, whatever its shape. Each step also draws `num_delete` points from
+    the flow, for the evidence's second estimate and for its training.
 
     Parameters
     ----------
@@ -209,7 +216,9 @@ class LatentSlice(AbstractInnerKernel):
         """Move chains from random survivors; take the last state of each."""
         key_start, key_draw, key_move = jax.random.split(key, 3)
         start = _survivors(key_start, live, contour, problem.num_delete)
-        draws, (_, start, _) = _propose(problem, key_draw, proposal, problem.num_delete, start, contour)
+        draws, (_, start, _) = _propose(
+            problem, key_draw, proposal, problem.num_delete, problem.num_delete, start, contour
+        )
         last, acceptance, calls = self.move(problem, key_move, start, contour, proposal, problem.num_inner_steps)
         return last, Moves(acceptance, calls + 1, draws, draws)
 
@@ -333,7 +342,7 @@ class Rejection(AbstractInnerKernel):
         def one_batch(carry: Any) -> Any:
             i, num_filled, particles, record = carry
             key_draw, key_accept = jax.random.split(jax.random.fold_in(key_loop, i))
-            draws, (proposed, *_) = _propose(problem, key_draw, proposal, size, nobody, contour)
+            draws, (proposed, *_) = _propose(problem, key_draw, proposal, size, size, nobody, contour)
             log_uniform = jnp.log(jax.random.uniform(key_accept, (size,), dtype))
             is_accepted = (draws.log_likelihood > contour) & (log_uniform < draws.log_weight - envelope)
             # Places beyond the last are dropped, and so are the rejected.
@@ -358,16 +367,26 @@ def _survivors(key: Array, live: StateWithLogLikelihood, contour: Array, num: in
 
 
 def _propose(
-    problem: Problem, key: Array, proposal: Online, num: int, chains: StateWithLogLikelihood, contour: Array
+    problem: Problem,
+    key: Array,
+    proposal: Online,
+    num: int,
+    num_training: int,
+    chains: StateWithLogLikelihood,
+    contour: Array,
 ) -> tuple[Draws, tuple[_Latent, _Latent, Array]]:
     """Draw from the flow and evaluate, and see where chains stand; a draw without a density has weight zero.
 
-    Returns the draws, their particles, the chains, and the log-weights of these.
+    The last `num_training` of the draws have their weights below the contour too. Returns the draws, their particles,
+    the chains, and the log-weights of these.
     """
     learner = problem.learner
-    placed = learner.draw(key, proposal, num, flatten(chains.position))
+    draws = learner.draw(key, proposal, num)
+    particles = jax.vmap(partial(problem.init_state, loglikelihood_birth=jnp.nan))(draws.x)
+    # The density of a proposal that the contour refuses is never asked for; those below it are half of them.
+    is_wanted = (particles.loglikelihood > contour) | (jnp.arange(num) >= num - num_training)
+    placed = learner.place(proposal, draws, flatten(chains.position), is_wanted)
     drawn, known = (jax.tree.map(lambda a, rows=rows: a[rows], placed) for rows in (slice(num), slice(num, None)))
-    particles = jax.vmap(partial(problem.init_state, loglikelihood_birth=jnp.nan))(drawn.x)
     log_weight = particles.logdensity - drawn.log_prob
     log_weight = jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
     return Draws(drawn.x, particles.loglikelihood, log_weight), (

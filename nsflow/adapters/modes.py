@@ -189,7 +189,7 @@ def add_modes(
     peaks = np.array([target.log_likelihood(mode.centre) for mode in modes])
     num_calls = int(online.ellipsoids.num_calls) + len(x) + target.num_calls
     ellipsoids = around(modes, peaks, num_calls, dtype, num_dims)
-    draws = Draws(*(np.asarray(a, dtype) for a in (x, log_likelihood, np.zeros(len(x)))))
+    draws = Draws(*(jnp.asarray(np.asarray(a, dtype)) for a in (x, log_likelihood, np.zeros(len(x)))))
     online, ellipsoids = _observe(online, draws, ellipsoids, state.particles.loglikelihood)
     # A step is compiled anew for arrays that are placed on other devices than those before.
     if getattr(online.flow.mean, "committed", False):

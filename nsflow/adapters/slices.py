@@ -48,7 +48,7 @@ def slice_moves(
             one whose log-density is NaN is not moved.
         evaluate: Such states at given positions, and whether these are allowed.
         directions: Direction of each of m moves, as long as the first bracket.
-        uniforms: Random numbers in [0, 1) of each move; one with k of them stays where it is after ``k - 3`` shrinkages.
+        uniforms: Random numbers in [0, 1), k for each move, which stays where it is after ``k - 3`` shrinkages.
         max_expansions: Largest number of lengths that a bracket may have.
 
     Returns:
