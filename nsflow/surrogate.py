@@ -62,7 +62,18 @@ def _squeeze(x: np.ndarray, squeezed: np.ndarray) -> np.ndarray:
 
 
 # No Fourier features: with those of up to four radians the error on rosenbrock-10 was 0.70 nats instead of 0.43.
-TRAINING = Training(num_steps=6000, steps_per_score=500, patience=4, architecture=Architecture(64, 3, ()))
+# A network remembers its points before it knows the function behind them: on shells-10 half of the trainings on batches
+# of 256 stayed there, and none in ten on 512; held-out errors stand still for up to six looks before they fall. Weight
+# decay of 0.3 took them from 0.27 to 0.17 nats on rosenbrock-10, 1.0 brought 0.6.
+TRAINING = Training(
+    num_steps=3000,
+    batch_size=512,
+    learning_rate=1e-2,
+    weight_decay=0.3,
+    steps_per_score=500,
+    patience=8,
+    architecture=Architecture(64, 3, ()),
+)
 
 
 @float64
@@ -106,7 +117,8 @@ def fit(
     num_held_out = int(training.held_out * len(x))
     if num_held_out == 0:  # too few to tell how good a surrogate is: with an error of a nat all draws pass
         return empty
-    # The flanks steer the proposals too: the root of the posterior weights, in training as in the error.
+    # The flanks steer the proposals too: the root of the posterior weights. A network learns from yet flatter ones, for
+    # the flanks tell most of the shape: of 15 000 points of shells-10 it knew nothing by the root, and all by its root.
     log_matter = log_weights / 2
     held_out, kept = order[:num_held_out], order[num_held_out:]
     matter = np.exp(log_matter[held_out] - np.max(log_matter[held_out]))
@@ -118,7 +130,7 @@ def fit(
 
     if num_dims > MAX_INTERPOLATED:
         rows = np.column_stack([white, np.maximum(value, -DEPTH)])[kept]
-        model = _fit_network(key_train, rows, log_matter[kept], training, lambda field: -error(_Network(field)))
+        model = _fit_network(key_train, rows, log_matter[kept] / 2, training, lambda field: -error(_Network(field)))
         return replace(empty, model=model, error=error(model))
     part = kept[near[kept]]
     return replace(

@@ -29,6 +29,7 @@ class Training:
         num_steps: Largest number of gradient steps.
         batch_size: Rows in one step.
         learning_rate: Peak of the cosine schedule.
+        weight_decay: Pull of the weights towards zero, relative to the learning rate; decoupled from the gradient.
         ema: Decay of the exponential moving average of the weights, which is what a fit returns.
         steps_per_score: Steps between two looks at the held-out points.
         patience: Looks without a gain after which training stops.
@@ -45,6 +46,7 @@ class Training:
     num_steps: int = 2000
     batch_size: int = 256
     learning_rate: float = 3e-3
+    weight_decay: float = 0.0
     ema: float = 0.99
     steps_per_score: int = 200
     patience: int = 2
@@ -113,6 +115,7 @@ def fit(
             objective=objective,
             batch_size=training.batch_size,
             ema=training.ema,
+            weight_decay=training.weight_decay,
         )
         losses.append(float(loss))
         scores.append(score(state.average))
@@ -151,7 +154,7 @@ def start(field: Any) -> TrainState:
     return TrainState(field, field, OPTIMIZER.init(field))
 
 
-@partial(jax.jit, static_argnames=("objective", "batch_size", "ema"))
+@partial(jax.jit, static_argnames=("objective", "batch_size", "ema", "weight_decay"))
 def train_steps(
     key: Array,
     state: TrainState,
@@ -162,6 +165,7 @@ def train_steps(
     objective: AbstractObjective,
     batch_size: int,
     ema: float,
+    weight_decay: float = 0.0,
 ) -> tuple[TrainState, Array]:
     """Make one gradient step for each learning rate.
 
@@ -174,6 +178,7 @@ def train_steps(
         objective: What the field is taught by.
         batch_size: Rows in one step.
         ema: Decay of the average of the weights.
+        weight_decay: Pull of the weights towards zero, relative to the learning rate.
 
     Returns:
         The field after the steps, and their mean loss.
@@ -185,6 +190,8 @@ def train_steps(
         batch = resample(key_rows, rows, quantiles, batch_size)
         loss, gradient = jax.value_and_grad(lambda field: objective(key_loss, field, batch))(state.weights)
         updates, optimizer_state = OPTIMIZER.update(gradient, state.optimizer, state.weights)
+        if weight_decay:
+            updates = jax.tree.map(lambda u, w: u + weight_decay * w, updates, state.weights)
         weights = optax.apply_updates(state.weights, jax.tree.map(lambda u: -rate * u, updates))
         average = optax.incremental_update(weights, state.average, 1 - ema)
         return TrainState(weights, average, optimizer_state), loss

