@@ -86,7 +86,8 @@ def follow(key: Array, state: State, proposal: MetaProposal) -> tuple[State, boo
     if found.share < MIN_SHARE or searches > MAX_SEARCHES:
         return state, False
     index = len(state.components)
-    state = replace(state.add(Kernels(found.centres, found.scales, tails=0.0)), modes=(*state.modes, index))
+    state = state.add(Kernels(found.centres, found.scales, tails=0.0))
+    state = replace(state, modes=(*state.modes, index), num_outdated=len(state.rounds))
     num_draws = min(DRAWS * found.centres.size, max_calls)
     return draw(key, state, {index: num_draws}, np.ones(len(state.points.x), bool)), True
 

@@ -164,6 +164,7 @@ class State:
     num_waits: int = 0  # batches drawn since the contour last moved
     num_restarts: int = 0
     num_searches: int = 0  # searches for ridges made
+    num_outdated: int = 0  # rounds made before the last ridge was found
     beyond: float = 0.0  # share of the evidence that the last of them saw where hardly any draw is made
     rounds: tuple[Batches, ...] = ()  # draws of the posterior rounds, as their proposals were then
     credits: tuple[float, ...] = ()  # how much a draw of each round counts, where a frozen one counts for one

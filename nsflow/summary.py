@@ -80,7 +80,8 @@ def _alarms(state: State, estimate: Evidence) -> tuple[str, ...]:
         unproposed_share = unproposed(state, estimate)
         if unproposed_share > 0:
             alarms.append(f"{unproposed_share:.0%} of the evidence seen in training lies where hardly any draw can")
-    missed = max((_lacks(r.estimate(), estimate) for r in state.rounds), default=0.0)
+    # Rounds before a ridge was found lacked it; those after it say whether it was all that they lacked.
+    missed = max((_lacks(r.estimate(), estimate) for r in state.rounds[state.num_outdated :]), default=0.0)
     if missed > 0:
         alarms.append(f"a posterior round missed {missed:.0%} of the evidence found later: more may be missing")
     if state.beyond > UNFOLLOWED:

@@ -451,6 +451,21 @@ def test_round_that_missed_evidence_raises_an_alarm():
     assert summary._lacks(Evidence(np.log(1.3), 0.02, 500.0, 0.1, 0.01), late) == 0.0
 
 
+@pytest.mark.parametrize("num_outdated", [0, 1])
+def test_a_round_before_a_ridge_was_found_raises_none(num_outdated):
+    """Its draws have weights of 1/2, without an error, and the evidence is 1."""
+    state, ones = uneven(1.0), np.zeros(100)
+    draws = Draws(ones[:, None], np.repeat([0, 1], [20, 80]), ones, np.zeros((100, 2)))
+    batches = state.frozen._replace(draws=draws, num_batches=20, log_prior=ones)
+    low, right = (batches._replace(log_likelihood=np.full(100, level)) for level in (np.log(0.5), 0.0))
+    state = replace(state, frozen=right, rounds=(low, right), num_outdated=num_outdated)
+    alarms = summary._alarms(state, evidence()._replace(logZ=0.0))
+    expected = (
+        () if num_outdated else ("a posterior round missed 50% of the evidence found later: more may be missing",)
+    )
+    assert alarms == expected
+
+
 def test_surrogate_is_fitted_where_one_point_holds_all_of_the_evidence():
     """A ladder that got stuck far below the top of the likelihood leaves points thousands of nats apart."""
     state = state_of(lambda p: -1e8 * (p["a"] - 0.3) ** 2)

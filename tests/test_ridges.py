@@ -128,8 +128,10 @@ def state_of(largest):
 
 def test_a_lost_ridge_gets_a_component_and_draws():
     before = state_of(0.8)
+    before = replace(before, rounds=(no_batches(before, {0: 2}),) * 2)
     after, has_found = ridges.follow(jax.random.key(1), before, Posterior(0.8).alone)
     assert has_found
+    assert after.num_outdated == 2
     (index,) = after.modes
     assert after.num_draws[index] > 0
     new = after.points.x[len(before.points.x) :]
