@@ -187,8 +187,6 @@ def _forward(flow: Flow, z: Array) -> Array:
 @jax.jit
 @full_precision
 def _inverse(flow: Flow, x: Array, max_steps: Array, is_wanted: Array | None = None) -> Preimage:
-    if len(x) == 0:
-        return Preimage(x, x[:, 0])
     scale = _scale(flow, x)
     white = map_points(lambda x: solve_triangular(scale, x - _centre(flow, x), lower=True), x)
     white = white.astype(_precision(flow, x))

@@ -11,7 +11,7 @@ from nsflow.kernels import Kernels
 from nsflow.modes import Function, Target, ascend, measure
 from nsflow.points import Points, temper, truncate
 from nsflow.proposal import MetaProposal
-from nsflow.state import State, draw
+from nsflow.state import State, draw_mode
 
 BEYOND = 0.005  # of the evidence along an axis beyond which a ridge is followed
 STEP = 0.5  # deviations of the posterior between two points of a ridge
@@ -85,11 +85,9 @@ def follow(key: Array, state: State, proposal: MetaProposal) -> tuple[State, boo
     state = replace(state, num_calls=state.num_calls + target.num_calls, num_searches=searches, beyond=found.share)
     if found.share < MIN_SHARE or searches > MAX_SEARCHES:
         return state, False
-    index = len(state.components)
-    state = state.add(Kernels(found.centres, found.scales, tails=0.0))
-    state = replace(state, modes=(*state.modes, index), num_outdated=len(state.rounds))
+    state = replace(state, num_outdated=len(state.rounds))
     num_draws = min(DRAWS * found.centres.size, max_calls)
-    return draw(key, state, {index: num_draws}, np.ones(len(state.points.x), bool)), True
+    return draw_mode(key, state, Kernels(found.centres, found.scales, tails=0.0), num_draws), True
 
 
 def largest_search(state: State) -> int:

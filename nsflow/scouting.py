@@ -1,5 +1,6 @@
 """Climbs from draws of the prior: to where the ladder leads, and to modes that it has lost, the second phase."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from nsflow.kernels import Kernels
 from nsflow.modes import HIGHER, Mode, Target, ascend, basins, highest_mode, isolation, measure, share_of_evidence
 from nsflow.points import Points
 from nsflow.proposal import Mixture
-from nsflow.state import PRIOR, Phase, State, StepInfo, describe, draw, log_mixture
+from nsflow.state import PRIOR, Phase, State, StepInfo, describe, draw, draw_mode, log_mixture
 from nsflow.wide import Wide
 
 WORTHY = 0.1  # efficiency of Gaussians on the first maxima below which they are not drawn from again
@@ -53,12 +54,12 @@ def scout(key: Array, state: State) -> tuple[State, StepInfo]:
     return state, describe(Phase.SCOUTING, state)
 
 
-def unexplained(state: State) -> dict[int, float]:
-    """The highest point if it is higher than every known maximum, with 1.0 for how many draws it takes to hit it."""
+def unexplained(state: State) -> tuple[int, ...]:
+    """The highest point, if it is higher than every known maximum and has not been climbed from."""
     log_density = state.points.log_likelihood + state.points.log_prior
     top = int(np.argmax(log_density))
     known = max((mode.log_density for mode in state.summits), default=np.inf)
-    return {top: 1.0} if log_density[top] > known + HIGHER and top not in state.climbed else {}
+    return (top,) if log_density[top] > known + HIGHER and top not in state.climbed else ()
 
 
 def chase(key: Array, state: State) -> State:
@@ -75,12 +76,12 @@ def chase(key: Array, state: State) -> State:
         The run, with one component more among its modes if the climb found one.
     """
     start = unexplained(state)
-    found = _search(state, start)
+    found = _search(state, dict.fromkeys(start, 1.0))
     state = _book(state, start, found)
     return _cover(key, state, found.lost) if found.lost else state
 
 
-def _book(state: State, starts: dict[int, float], found: "Search") -> State:
+def _book(state: State, starts: Iterable[int], found: "Search") -> State:
     """The run after a search."""
     return replace(
         state,
@@ -94,10 +95,7 @@ def _cover(key: Array, state: State, lost: tuple[Mode, ...]) -> State:
     """Put kernels on lost modes and draw from them."""
     modes = [mode for mode in lost for _ in mode.centre]  # a kernel of each for a tail along each coordinate
     component = Kernels(np.stack([m.centre for m in modes]), np.stack([m.scale for m in modes]))
-    index = len(state.components)
-    state = replace(state.add(component), modes=(*state.modes, index))
-    num_draws = min(len(lost) * _mode_size(state), batch_size(state))
-    return draw(key, state, {index: num_draws}, np.ones(len(state.points.x), bool))
+    return draw_mode(key, state, component, min(len(lost) * _mode_size(state), batch_size(state)))
 
 
 def look_ahead(key: Array, state: State, num_draws: int) -> State:

@@ -84,6 +84,8 @@ def map_some(function: Callable[[Any], Any], rows: Any, is_needed: Array, block:
         [0, 1, 2, 6]
     """
     num_rows = len(is_needed)
+    if num_rows == 0:
+        return rows
     block = min(block, num_rows) if _has_cache() else num_rows
     # Rows beyond the last are read from the last one and written nowhere.
     order = jnp.pad(jnp.argsort(~is_needed), (0, -num_rows % block), constant_values=num_rows)

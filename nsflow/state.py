@@ -195,6 +195,13 @@ class State:
         return self.trainings[-1] if self.trainings else (PRIOR,)
 
 
+def draw_mode(key: Array, state: State, component: Proposal, num_draws: int) -> State:
+    """Put a component on modes that hardly any point covers, and draw from it."""
+    index = len(state.components)
+    state = replace(state.add(component), modes=(*state.modes, index))
+    return draw(key, state, {index: num_draws}, np.ones(len(state.points.x), bool))
+
+
 def draw(key: Array, state: State, num_draws: dict[int, int], active: Bool[np.ndarray, " n"]) -> State:
     """Draw from some components, evaluate the likelihood, and join the points to the others.
 
