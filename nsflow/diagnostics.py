@@ -132,6 +132,11 @@ ADVICE = (
         "A narrow peak may lie above the last contour. Raise `Settings(num_live=...)` and compare the highest log L.",
     ),
     (
+        "so few climbs met a mode",
+        "The posterior has many narrow modes, and one like those found may be lost. Raise `Settings(max_scouts=...)`, "
+        "order parameters that can be swapped, and compare several seeds.",
+    ),
+    (
         "the likelihood was NaN",
         "Those points count as impossible. If that is not what you mean, mend the likelihood there, and run again.",
     ),

@@ -100,6 +100,8 @@ class Mode(NamedTuple):
     centre: Float[np.ndarray, " d"]
     log_density: float  # of likelihood times prior, nats
     scale: Float[np.ndarray, "d d"]  # lower triangular; its square is the inverse of the negative Hessian
+    num_climbs: int = 1  # that ended there
+    is_stray: bool = False  # whether hardly any point covered it when it was found
 
     @property
     def log_evidence(self) -> float:
@@ -176,6 +178,60 @@ def isolation(
     """
     distances = [np.linalg.norm(x[log_density > log_density[i]] - x[i], axis=1) for i in chosen]
     return np.array([np.min(distance, initial=np.inf) for distance in distances])
+
+
+def unmet(modes: Sequence[Mode], logZ: float) -> float:
+    r"""Evidence in modes like the strays that no climb has met, by their own chance of it.
+
+    .. math:: \sum_k s_k \Bigl(1 - \frac{h_k}{n}\Bigr)^n, \qquad n = \sum_j h_j,
+
+    with the share s_k of the evidence of each stray and the number h_j of climbs that ended on each mode: a mode that
+    one climb of many met has a twin that none did with a chance of 0.37.
+
+    Args:
+        modes: The modes, with their climbs.
+        logZ: Log-evidence to which theirs compare, nats.
+
+    Returns:
+        The share of the evidence.
+
+    Example:
+        >>> mode = Mode(np.zeros(1), 0.0, np.eye(1), num_climbs=1, is_stray=True)
+        >>> unmet([mode], logZ=0.0)  # the only one that any climb met
+        0.0
+        >>> round(unmet([mode, mode._replace(log_density=-50.0, num_climbs=99, is_stray=False)], logZ=0.0), 2)
+        0.37
+
+    References:
+        Good (1953), *The Population Frequencies of Species and the Estimation of Population Parameters*, Section 2.
+    """
+    if not modes:
+        return 0.0
+    num_climbs = np.array([mode.num_climbs for mode in modes])
+    chance = (1 - num_climbs / np.sum(num_climbs)) ** np.sum(num_climbs)
+    is_stray = np.array([mode.is_stray for mode in modes])
+    return float((share_of_evidence(modes, logZ) * chance) @ is_stray)
+
+
+def news(modes: Sequence[Mode]) -> float:
+    """Chance that the next climb ends on a new mode: the share of those climbs that were the only one to end on theirs.
+
+    Args:
+        modes: The modes, with their climbs.
+
+    Returns:
+        The chance.
+
+    Example:
+        >>> mode = Mode(np.zeros(1), 0.0, np.eye(1))
+        >>> news([mode, mode._replace(num_climbs=9)])
+        0.1
+
+    References:
+        Good (1953), *The Population Frequencies of Species and the Estimation of Population Parameters*, Eq. 9.
+    """
+    num_climbs = np.array([mode.num_climbs for mode in modes])
+    return float(np.sum(num_climbs == 1) / max(1, np.sum(num_climbs)))
 
 
 Function = Callable[[np.ndarray], tuple[float, np.ndarray]]  # of a point: value and gradient

@@ -12,7 +12,19 @@ from scipy.spatial import KDTree
 from nsflow.evidence import effective_sample_size
 from nsflow.gaussian import Gaussian
 from nsflow.kernels import Kernels
-from nsflow.modes import HIGHER, Mode, Target, ascend, basins, highest_mode, isolation, measure, share_of_evidence
+from nsflow.modes import (
+    HIGHER,
+    Mode,
+    Target,
+    ascend,
+    basins,
+    highest_mode,
+    isolation,
+    measure,
+    news,
+    share_of_evidence,
+    unmet,
+)
 from nsflow.points import Points
 from nsflow.proposal import Mixture
 from nsflow.state import PRIOR, Phase, State, StepInfo, describe, draw, draw_mode, log_mixture
@@ -25,6 +37,9 @@ PATIENCE = 1000.0  # draws from the prior for each that hits a mode once, times 
 ENDLESS = 100.0  # nats of a ratio beyond which it is as large as can be; a mode of 1000 sigma more would overflow
 MISSED = 0.5  # effective points with which a mode counts as missed
 USUAL = 2.0  # share of the evidence over share of the prior that says nothing about other modes
+UNMET = 0.02  # share of the evidence in unmet modes that is looked for: three of many climbs met one that has it all
+NEWS = 0.05  # chance of a new mode below which draws and their maxima find more than further climbs do
+CHEAP = 2  # price of a gradient, in likelihood calls, above which no climb takes the place of draws
 MIN_COVERAGE = 20.0  # effective points without which a mode counts as lost: of the eggbox's, one with 8 stayed lost
 
 
@@ -36,22 +51,65 @@ def scout(key: Array, state: State) -> tuple[State, StepInfo]:
     from the prior, and the maximum above each is a dozen gradients away. A mode that no point covers, or
     that has much more of the evidence than of the prior, makes others likely that no draw has hit yet: the prior is
     then drawn from for long. Where one in 200 draws led to a mode with 0.3 of the evidence, another with 0.1 of it took
-    ten thousand.
+    ten thousand. A mode that few of many climbs met has others like it: climbs from any draw then take the place of
+    draws. Two frequencies of a time series in 7-d can be swapped, and a climb leads to either order with a chance of
+    0.01: twenty thousand draws met one of them in half of the runs.
     """
     if unexplained(state):
         return chase(key, state), describe(Phase.SCOUTING, state)
     starts = _starts(state, state.contours[-1])
+    if not starts and (anywhere := _anywhere(state)):
+        return explore(key, state, anywhere), describe(Phase.SCOUTING, state)
     found = _search(state, starts)
     asked = round(min(_num_scouts(state, found), state.settings.max_scouts))
     state = replace(_book(state, starts, found), num_scouts=max(state.num_scouts, asked))
+    num_missing = state.num_scouts - state.points.num_prior - state.num_explored
     if found.lost:
         state = _cover(key, state, found.lost)
-    elif state.points.num_prior < state.num_scouts:
-        num_draws = min(state.num_scouts - state.points.num_prior, batch_size(state))
+    elif num_missing > 0:
+        num_draws = min(num_missing, batch_size(state))
         state = draw(key, state, {PRIOR: num_draws}, np.zeros(len(state.points.x), bool))
-    else:
+    elif not unexplained(state) and not _anywhere(state):
         state = replace(state, phase=Phase.POSTERIOR)
     return state, describe(Phase.SCOUTING, state)
+
+
+def explore(key: Array, state: State, starts: tuple[int, ...]) -> State:
+    """Climb from any draws of the prior, and draw around the modes that no point covers.
+
+    Args:
+        key: JAX random key.
+        state: A run with a mode that few of many climbs met.
+        starts: The draws, as indices of points.
+
+    Returns:
+        The run, with the calls of the climbs booked in the place of scouts.
+    """
+    found = _search(state, dict.fromkeys(starts, 0.0), is_exploring=True)
+    state = replace(_book(state, found.climbed, found), num_explored=state.num_explored + found.num_calls)
+    return _cover(key, state, found.lost) if found.lost else state
+
+
+def unmet_share(state: State) -> float:
+    """Share of the evidence that may lie in modes that no climb has met; zero if it is small or few climbs meet any.
+
+    Args:
+        state: A run.
+
+    Returns:
+        The share.
+    """
+    share = unmet(state.summits, _log_evidence(state))
+    return share if share > UNMET and news(state.summits) > NEWS else 0.0
+
+
+def _anywhere(state: State) -> tuple[int, ...]:
+    """Draws of the prior to climb from wherever they lie, if modes may be unmet and gradients are cheap."""
+    price = Target(state.problem.likelihood, state.problem.prior, max_calls=0).price
+    if price > CHEAP or state.num_explored >= state.settings.max_scouts or unmet_share(state) == 0:
+        return ()
+    rest = np.flatnonzero(state.points.is_prior & (state.points.log_likelihood > -np.inf))
+    return tuple(rest[~np.isin(rest, state.climbed)][: batch_size(state) // CHEAP].tolist())
 
 
 def unexplained(state: State) -> tuple[int, ...]:
@@ -77,7 +135,9 @@ def chase(key: Array, state: State) -> State:
     """
     start = unexplained(state)
     found = _search(state, dict.fromkeys(start, 1.0))
-    state = _book(state, start, found)
+    num_known = len(state.summits)
+    strays = (mode._replace(is_stray=True) for mode in found.modes[num_known:])
+    state = _book(state, start, found._replace(modes=(*found.modes[:num_known], *strays)))
     return _cover(key, state, found.lost) if found.lost else state
 
 
@@ -87,7 +147,7 @@ def _book(state: State, starts: Iterable[int], found: "Search") -> State:
         state,
         num_calls=state.num_calls + found.num_calls,
         climbed=(*state.climbed, *starts),
-        summits=(*state.summits, *found.summits),
+        summits=found.modes,
     )
 
 
@@ -128,7 +188,7 @@ def look_ahead(key: Array, state: State, num_draws: int) -> State:
         return state
     # What modes ask for is known only now, with an evidence to which theirs compare.
     asked = min(_num_scouts(state, found._replace(num_scouts=0.0)), state.settings.max_scouts)
-    climbed = tuple(starts) if len(kept) == len(found.summits) else ()  # what was left out is looked at again
+    climbed = tuple(starts) if len(kept) == len(found.modes) else ()  # what was left out is looked at again
     return replace(state, modes=(index,), summits=kept, climbed=climbed, num_scouts=round(asked))
 
 
@@ -176,41 +236,52 @@ def _even(x: np.ndarray) -> np.ndarray:
 class Search(NamedTuple):
     """What climbing found."""
 
-    summits: tuple[Mode, ...]  # new maxima
-    lost: tuple[Mode, ...]  # those among them that matter and that hardly any point covers
+    modes: tuple[Mode, ...]  # all maxima, those known before first
+    lost: tuple[Mode, ...]  # new ones that matter and that hardly any point covers
     num_scouts: float  # draws from the prior that those among them ask for that no point covers
     num_calls: int
+    climbed: tuple[int, ...] = ()  # starts, as indices of points
 
 
-def _search(state: State, starts: dict[int, float]) -> Search:
-    """Climb from one start after the other, until it has been in vain for long."""
+def _search(state: State, starts: dict[int, float], *, is_exploring: bool = False) -> Search:
+    """Climb from one start after the other, until it has been in vain for long, or those met are met often enough."""
     target = Target(state.problem.likelihood, state.problem.prior, max_calls=batch_size(state))
-    logZ = np.logaddexp.reduce(state.points.log_posterior_weights)
+    logZ = _log_evidence(state)
     reach = _reach(state.points, list(starts))
-    found = Search((), (), 0, 0)
+    found = Search(state.summits, (), 0, 0)
     calls_at_find = 0
     for i in range(0, len(starts), NUM_CLIMBERS):
-        if target.num_calls - calls_at_find > batch_size(state) // 4:
+        is_vain = target.num_calls - calls_at_find > batch_size(state) // 4
+        if unmet_share(replace(state, summits=found.modes)) == 0 if is_exploring else is_vain:
             break
-        new: list[Mode] = []
+        modes, climbed = list(found.modes), list[int]()
         rarity: list[float] = []
         for start in list(starts)[i : i + NUM_CLIMBERS]:
+            climbed.append(start)
             centre, log_density = ascend(target, state.points.x[start], reach[start])
-            known = (*state.summits, *found.summits, *new)
-            if log_density == -np.inf or any(mode.contains(centre, log_density) for mode in known):
-                continue
-            mode = measure(target, centre, log_density, state.problem.prior.step_widths(centre))
+            k = next((k for k, mode in enumerate(modes) if mode.contains(centre, log_density)), None)
+            is_new = k is None and log_density > -np.inf
+            mode = measure(target, centre, log_density, state.problem.prior.step_widths(centre)) if is_new else None
             if target.is_exhausted:  # its values are no longer the likelihood's
-                return found._replace(num_calls=target.num_calls)
-            new.append(mode)
-            rarity.append(starts[start])
+                break
+            if k is not None:
+                modes[k] = modes[k]._replace(num_climbs=modes[k].num_climbs + 1)
+            if mode is not None:
+                modes.append(mode)
+                rarity.append(starts[start])
+        known, new = modes[: len(found.modes)], modes[len(found.modes) :]
         coverage = _coverage(state, new)
         share = np.exp(np.minimum([mode.log_evidence - logZ for mode in new], ENDLESS))
-        matters = share > MIN_SHARE
+        matters, is_stray = share > MIN_SHARE, coverage < MISSED
+        wanted = (PATIENCE * np.array(rarity) * share)[matters & is_stray]
+        new = [mode._replace(is_stray=bool(s)) for mode, s in zip(new, is_stray, strict=True)]
         lost = tuple(mode for mode, is_lost in zip(new, matters & (coverage < MIN_COVERAGE), strict=True) if is_lost)
-        wanted = (PATIENCE * np.array(rarity) * share)[matters & (coverage < MISSED)]
         found = Search(
-            (*found.summits, *new), (*found.lost, *lost), max(found.num_scouts, *wanted, 0.0), target.num_calls
+            (*known, *new),
+            (*found.lost, *lost),
+            max(found.num_scouts, *wanted, 0.0),
+            target.num_calls,
+            (*found.climbed, *climbed),
         )
         calls_at_find = target.num_calls if lost else calls_at_find
     return found
@@ -224,16 +295,16 @@ def _num_scouts(state: State, found: Search) -> float:
     where its Gaussian is the highest. Of loggamma-10 the first is coarse, with ten maxima in all, and of an eggbox the
     second, where the prior cuts modes in half; either alone would ask for 4000 draws too many.
     """
-    if not found.summits:
+    num_known, modes = len(state.summits), found.modes
+    if len(modes) == num_known:
         return 0.0
-    modes = (*state.summits, *found.summits)
     x = state.points.x[state.points.is_prior]
     summits = KDTree(_even(np.stack([mode.centre for mode in modes])))
     nearest = np.asarray(summits.query(_even(state.points.x[_maxima(state.points)]))[1])
     hits = np.maximum(*(np.bincount(mode, minlength=len(modes)) for mode in (nearest, highest_mode(modes, x))))
-    share = share_of_evidence(modes, np.logaddexp.reduce(state.points.log_posterior_weights))
+    share = share_of_evidence(modes, _log_evidence(state))
     excess = share * len(x) / np.maximum(hits, 1)
-    is_asking = (np.arange(len(modes)) >= len(state.summits)) & (share > MIN_SHARE) & (excess > USUAL)
+    is_asking = (np.arange(len(modes)) >= num_known) & (share > MIN_SHARE) & (excess > USUAL)
     return float(np.max(PATIENCE * excess, initial=found.num_scouts, where=is_asking))
 
 
@@ -241,6 +312,11 @@ def _reach(points: Points, starts: list[int]) -> dict[int, float]:
     """Half of the way from each start to the draw of the prior next to it: a maximum among draws reaches further."""
     distances = KDTree(points.x[points.is_prior]).query(points.x[starts], 2)[0] if starts else np.zeros((0, 2))
     return dict(zip(starts, (distances[:, 1] / 2).tolist(), strict=True))
+
+
+def _log_evidence(state: State) -> float:
+    """Log-evidence by all points so far, nats."""
+    return float(np.logaddexp.reduce(state.points.log_posterior_weights))
 
 
 def _coverage(state: State, modes: list[Mode]) -> np.ndarray:

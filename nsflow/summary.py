@@ -8,6 +8,7 @@ import numpy as np
 from nsflow.evidence import Evidence, is_heavy, log_evidence
 from nsflow.frozen import POOR, unproposed
 from nsflow.results import Results
+from nsflow.scouting import unmet_share
 from nsflow.state import Phase, State, StepInfo
 from nsflow.versions import version_of
 
@@ -90,6 +91,9 @@ def _alarms(state: State, estimate: Evidence) -> tuple[str, ...]:
         alarms.append(
             f"the ladder stopped where {state.unseen:.0%} of the evidence may lie above it: a spike may be lost"
         )
+    unmet = unmet_share(state)
+    if unmet > 0:
+        alarms.append(f"so few climbs met a mode that {unmet:.0%} of the evidence may lie in others like it")
     num_nan = sum(len(next(iter(params.values()))) for params in state.nan_params if params)
     if num_nan:
         alarms.append(f"the likelihood was NaN at {num_nan} points, counted as -inf")

@@ -193,7 +193,7 @@ def test_evidence_that_only_the_prior_proposes_is_an_alarm(missed, expected):
     log_likelihood = state.frozen.log_likelihood + log_Q  # the weights stay
     draws = state.frozen.draws._replace(log_q=log_q, log_Q=log_Q)
     state = replace(state, frozen=state.frozen._replace(draws=draws, log_likelihood=log_likelihood))
-    assert state.frozen.shares[0] == pytest.approx(expected, abs=0.005)
+    assert state.frozen.shares[0] == pytest.approx(expected, rel=0.25)
     alarms = summary._alarms(state, evidence())
     assert alarms == (("only the prior proposes 60% of the evidence: the flows miss it",) if missed else ())
 
@@ -359,7 +359,7 @@ def test_a_draw_above_every_maximum_is_climbed_from():
     after, _ = nsflow.step(jax.random.key(3), before)
     assert 0 < after.num_calls - before.num_calls <= allowed
     assert len(after.contours) == len(before.contours)
-    assert (len(after.modes), len(after.summits)) == (2, 2)
+    assert (len(after.modes), len(after.summits), after.summits[1].is_stray) == (2, 2, True)
     np.testing.assert_allclose(after.summits[1].centre, np.full(8, 0.1), atol=1e-3)
     spike = SPIKE - 4 * np.log(1e4 + 1) - 0.5 * 8 * 0.01 / (1 + 1e-4)
     exact = np.logaddexp(-4 * np.log(1 / 0.09 + 1), spike)
@@ -377,6 +377,15 @@ def test_a_draw_is_climbed_from_once(monkeypatch):
     assert (after.modes, after.summits) == (before.modes, before.summits)
     assert len(scouting.unexplained(before)) == 1
     assert not scouting.unexplained(after)
+
+
+@pytest.mark.parametrize("num_prior", [100, 2000])
+def test_a_mode_that_no_climb_from_the_prior_met_is_a_stray(num_prior):
+    """However many points cover it: they came from a ladder, which may have lost its twin."""
+    state, mode = peak(num_prior)
+    low = mode._replace(centre=np.array([9.0]), log_density=-50.0)
+    (summit,) = scouting.chase(jax.random.key(0), replace(state, summits=(low,))).summits[1:]
+    assert summit.is_stray
 
 
 @pytest.mark.parametrize(("height", "expected"), [(-0.5, Phase.POSTERIOR), (-2.0, Phase.SCOUTING)])
@@ -435,12 +444,67 @@ def test_a_mode_asks_for_scouts_by_its_evidence_over_its_share_of_the_prior():
     wide, narrow = (Mode(np.array([m]), float(density(m, m, s)), np.array([[s]])) for m, s in halves)
     share = np.mean(density(state.points.x, *halves[1]) > density(state.points.x, *halves[0]))
     assert 0.05 < share < 0.1
-    search = lambda *summits, missed=0: scouting.Search(summits, (), missed, 0)  # noqa: E731
+    search = lambda *modes, missed=0: scouting.Search(modes, (), missed, 0)  # noqa: E731
     assert scouting._num_scouts(state, search(wide, narrow)) == pytest.approx(1000 * 0.5 / share, rel=0.1)
-    assert scouting._num_scouts(replace(state, summits=(wide,)), search(narrow)) == pytest.approx(500 / share, rel=0.1)
-    assert scouting._num_scouts(replace(state, summits=(narrow,)), search(wide)) == 0
+    after_wide, after_narrow = (replace(state, summits=(mode,)) for mode in (wide, narrow))
+    assert scouting._num_scouts(after_wide, search(wide, narrow)) == pytest.approx(500 / share, rel=0.1)
+    assert scouting._num_scouts(after_narrow, search(narrow, wide)) == 0
     assert scouting._num_scouts(state, search()) == 0
     assert scouting._num_scouts(state, search(narrow, missed=20_000)) == 20_000
+
+
+def twins(p):
+    """Two equal modes, of which a draw of the prior leads to either as often."""
+    return jnp.logaddexp(*(-0.5 * ((p["a"] - centre) / 0.05) ** 2 for centre in (-1.0, 1.0)))
+
+
+def met_once(likelihood, **settings):
+    """A state that has met the right twin only, by one of many climbs to as many maxima, and has none left to try."""
+    state = replace(state_of(likelihood, num_prior=400, **settings), phase=Phase.SCOUTING)
+    twin = Mode(np.array([1.0]), -1.4, np.array([[0.05]]), is_stray=True)
+    return replace(state, summits=(twin, *(Mode(np.array([4.0 + k]), -1000.0, np.array([[0.05]])) for k in range(40))))
+
+
+def test_a_mode_that_few_climbs_met_sends_them_out_for_its_twin():
+    """Climbs go on until the chance that a twin of either was met by none is small, and the calls are booked."""
+    before = met_once(twins)
+    after, _ = nsflow.step(jax.random.key(0), before)
+    assert scouting.unmet_share(before) > 0.15
+    assert 0 < after.num_explored == after.num_calls - before.num_calls - sum(after.num_draws[1:])
+    right, *_, left = (float(mode.centre[0]) for mode in after.summits)
+    assert (right, left) == pytest.approx((1.0, -1.0), abs=0.02)
+    assert scouting.unmet_share(after) == 0
+    assert after.num_explored < scouting.batch_size(after) / 4
+    assert len(set(after.climbed)) == len(after.climbed) > 0
+    last, _ = nsflow.step(jax.random.key(1), after)
+    assert (after.phase, last.phase) == (Phase.SCOUTING, Phase.POSTERIOR)
+    assert last.num_explored == after.num_explored
+
+
+@pytest.mark.parametrize(("is_traced", "max_scouts"), [(True, 0), (False, 1000)])
+def test_no_climb_is_made_for_twins_without_calls_for_it_or_where_gradients_are_dear(is_traced, max_scouts):
+    """The run goes on, with an alarm."""
+    state = met_once(twins, max_scouts=max_scouts)
+    if not is_traced:
+        state = replace(state, problem=state.problem._replace(likelihood=nsflow.HostLikelihood(twins)))
+    after, _ = nsflow.step(jax.random.key(0), state)
+    assert (after.phase, after.num_explored) == (Phase.POSTERIOR, 0)
+    (alarm,) = (a for a in summary._alarms(after, evidence()) if "climbs" in a)
+    assert (
+        alarm
+        == f"so few climbs met a mode that {scouting.unmet_share(after):.0%} of the evidence may lie in others like it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_climbs", "others", "expected"), [(1, 1, 0.18), (2, 1, 0.063), (5, 1, 0.0), (1, 9, 0.0), (1, 0, 0.0)]
+)
+def test_modes_count_as_unmet_where_few_climbs_met_one_and_many_a_new_one(num_climbs, others, expected):
+    """Half of (1 - h/n)^n for the twin that h of n climbs met; nothing where climbs meet what they met before."""
+    state = met_once(twins)
+    twin, *low = state.summits
+    summits = (twin._replace(num_climbs=num_climbs), *(mode._replace(num_climbs=others) for mode in low if others))
+    assert scouting.unmet_share(replace(state, summits=summits)) == pytest.approx(expected, rel=0.25)
 
 
 def test_round_that_missed_evidence_raises_an_alarm():
@@ -508,7 +572,7 @@ def test_a_climb_that_meets_no_likelihood_finds_no_mode():
     state = state_of(flat)
     gone = state.problem._replace(likelihood=nsflow.HostLikelihood(lambda p: -np.inf))
     found = scouting._search(replace(state, problem=gone), {0: 1.0, 1: 1.0})
-    assert (found.summits, found.lost) == ((), ())
+    assert (found.modes, found.lost) == ((), ())
     assert found.num_calls > 0
 
 
