@@ -85,9 +85,24 @@ def follow(key: Array, state: State, proposal: MetaProposal) -> tuple[State, boo
     state = replace(state, num_calls=state.num_calls + target.num_calls, num_searches=searches, beyond=found.share)
     if found.share < MIN_SHARE or searches > MAX_SEARCHES:
         return state, False
-    state = replace(state, num_outdated=len(state.rounds))
     num_draws = min(DRAWS * found.centres.size, max_calls)
-    return draw_mode(key, state, Kernels(found.centres, found.scales, tails=0.0), num_draws), True
+    drawn = draw_mode(key, state, Kernels(found.centres, found.scales, tails=0.0), num_draws)
+    met = _share_met(drawn, len(state.points.x), proposal)
+    if met < MIN_SHARE:
+        return replace(drawn, beyond=min(found.share, met)), False
+    return replace(drawn, num_outdated=len(state.rounds)), True
+
+
+def _share_met(state: State, num_before: int, proposal: MetaProposal) -> float:
+    """Share of the evidence that the newest points show to lie where hardly any draw of a proposal is made.
+
+    Laplace's approximation is none where a likelihood has kinks: along every axis of ten exponentials |x| it saw ridges
+    with 0.4 to 0.7 of the evidence, and draws there 0.0002. Of the ridges of rosenbrock-10 draws met 0.24 and 0.005.
+    """
+    logZ = np.logaddexp.reduce(state.points.log_posterior_weights)
+    new = state.points.select(np.arange(len(state.points.x)) >= num_before)
+    is_rare = new.log_likelihood + new.log_prior - proposal.log_prob(new.x) > logZ + RARE
+    return float(np.sum(np.exp(new.log_posterior_weights[is_rare] - logZ)))
 
 
 def largest_search(state: State) -> int:

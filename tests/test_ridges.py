@@ -175,6 +175,21 @@ def test_a_covered_posterior_costs_a_search():
     assert after.beyond == 0
 
 
+def test_a_ridge_that_its_draws_do_not_show_is_none(monkeypatch):
+    """Laplace's approximation sees half of the evidence at a kink; what draws there weigh is known."""
+    place = np.array([0.5, stats.norm.ppf((0.5 + 40) / 80), 0.0])
+    kink = ridges.Ridges(place[None], 0.01 * np.eye(3)[None], 0.5)
+    monkeypatch.setattr(ridges, "find", lambda *_: kink)
+    before = state_of(np.inf)
+    after, has_found = ridges.follow(jax.random.key(1), before, Posterior(np.inf).alone)
+    assert (has_found, after.num_outdated) == (False, 0)
+    assert after.num_calls == before.num_calls + 60
+    assert after.beyond < ridges.MIN_SHARE
+    lost, has_found = ridges.follow(jax.random.key(1), before, Posterior(0.3).alone)
+    assert has_found
+    assert lost.beyond == 0.5
+
+
 def test_a_point_with_all_of_the_evidence_is_no_ridge_and_no_failure():
     """As where a ladder got stuck: the covariance of the weighted points would be zero."""
     posterior = Posterior(np.inf)
