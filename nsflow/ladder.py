@@ -24,7 +24,7 @@ MIN_YIELD = 0.05  # share of a level's draws above its contour below which level
 def climb(key: Array, state: State) -> tuple[State, StepInfo]:
     """Raise the contour, train on the points above it, draw; or leave the ladder at its end."""
     if _looks_ahead(state):
-        state = look_ahead(key, state, level_size(state))
+        state = look_ahead(key, state, *outlook(state))
         return state, describe(Phase.LADDER, state)
     if unexplained(state):
         state = chase(key, state)
@@ -56,15 +56,21 @@ def climb(key: Array, state: State) -> tuple[State, StepInfo]:
 
 
 def _looks_ahead(state: State) -> bool:
-    """Whether to climb before the first level: kernels have few levels, and a warm start may have the posterior."""
-    return not (state.has_looked_ahead or state.num_given or has_kernels(state))
+    """Whether to climb before the first level: a warm start may have the posterior."""
+    return not (state.has_looked_ahead or state.num_given)
+
+
+def outlook(state: State) -> tuple[int, int]:
+    """Draws and calls of climbs before the ladder; fewer where kernels have few levels, and thus less to save."""
+    num_draws, num_calls = level_size(state), batch_size(state)
+    return (num_draws // 2, num_calls // 3) if has_kernels(state) else (num_draws, num_calls)
 
 
 def largest_level(state: State) -> int:
     """Likelihood calls that the next level will not exceed."""
     if unexplained(state):
         return largest_search(state)
-    return level_size(state) + (batch_size(state) if _looks_ahead(state) else 0)
+    return sum(outlook(state)) if _looks_ahead(state) else level_size(state)
 
 
 def _is_top(state: State, above: Points, potential: float) -> bool:

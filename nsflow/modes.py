@@ -101,6 +101,7 @@ class Mode(NamedTuple):
     log_density: float  # of likelihood times prior, nats
     scale: Float[np.ndarray, "d d"]  # lower triangular; its square is the inverse of the negative Hessian
     num_climbs: int = 1  # that ended there
+    basin: float = 0.0  # draws of the prior whose local maxima these started from
     is_stray: bool = False  # whether hardly any point covered it when it was found
 
     @property

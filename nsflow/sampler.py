@@ -20,7 +20,7 @@ from nsflow.failure import LikelihoodError
 from nsflow.frozen import draw_frozen, largest_batch, reopen
 from nsflow.interrupt import Interrupt, listen
 from nsflow.journal import Journal, Recorded, Stopped
-from nsflow.ladder import climb, largest_level, level_size
+from nsflow.ladder import climb, largest_level, outlook
 from nsflow.likelihood import Likelihood, as_likelihood, check, evaluate, require_finite, require_free
 from nsflow.periodic import emptiest, turn
 from nsflow.points import Points
@@ -78,7 +78,7 @@ def init(key: Array, problem: Problem, settings: Settings = Settings(), start: S
 
 
 def _warm(key: Array, state: State, start: Start) -> State:
-    """Add a component on given samples and draw a level's size from it, with its exact density in Q.
+    """Add a component on given samples and draw from it as from what climbs find, with its exact density in Q.
 
     Where it does propose the posterior, the ladder climbs in the smaller levels that it takes beyond the posterior.
     """
@@ -86,7 +86,7 @@ def _warm(key: Array, state: State, start: Start) -> State:
     component = fit_cheap(key_fit, state, *start.latent(state.problem.prior))
     index = len(state.components)
     state = replace(state.add(component), modes=(index,), num_given=1)
-    return draw(key_draw, state, {index: level_size(state)}, np.ones(len(state.points.x), bool))
+    return draw(key_draw, state, {index: outlook(state)[0]}, np.ones(len(state.points.x), bool))
 
 
 def _cut_circles(problem: Problem, x: np.ndarray, log_likelihood: np.ndarray) -> tuple[Problem, np.ndarray]:

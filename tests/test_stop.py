@@ -49,7 +49,7 @@ def test_caps_end_a_run_with_a_valid_result(options, reason):
     assert np.isfinite(result.logZ)
     assert "UNFINISHED" in repr(result)
     if "max_levels" in options:
-        assert len({step["contour"] for step in result.trace}) == 3
+        assert len({step["contour"] for step in result.trace} - {-np.inf}) == 3
     else:
         assert result.num_calls <= 2000
 
