@@ -102,7 +102,7 @@ class Mode(NamedTuple):
     scale: Float[np.ndarray, "d d"]  # lower triangular; its square is the inverse of the negative Hessian
     num_climbs: int = 1  # that ended there
     basin: float = 0.0  # draws of the prior whose local maxima these started from
-    is_stray: bool = False  # whether hardly any point covered it when it was found
+    is_stray: bool = False  # whether no point covered it when it was found, or no climb from the prior led there
 
     @property
     def log_evidence(self) -> float:

@@ -259,7 +259,8 @@ def _search(
     calls_at_find = 0
     for i in range(0, len(starts), NUM_CLIMBERS):
         is_vain = target.num_calls - calls_at_find > batch_size(state) // 4
-        if unmet_share(replace(state, summits=found.modes)) == 0 if is_exploring else is_vain:
+        is_enough = unmet_share(replace(state, summits=found.modes)) == 0 if is_exploring else is_vain
+        if is_enough or target.is_exhausted:
             break
         modes, climbed = list(found.modes), list[int]()
         rarity: list[float] = []

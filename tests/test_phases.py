@@ -575,6 +575,14 @@ def test_a_climb_that_meets_no_likelihood_finds_no_mode():
     assert found.num_calls > 0
 
 
+def test_a_search_that_has_used_its_calls_leaves_the_other_starts_alone():
+    state = state_of(lambda p: -0.5 * (p["a"] / 0.1) ** 2)
+    found = scouting._search(state, dict.fromkeys(range(20), 1.0), max_calls=30)
+    assert found.num_calls <= 30
+    assert 0 < len(found.climbed) < 20
+    assert found.climbed == tuple(range(len(found.climbed)))
+
+
 def test_frozen_draws_without_evidence_leave_the_rounds_their_credit():
     """The ratio of the second moments is 0 / 0 then, and would make the evidence NaN."""
     state = state_of(flat).add(FLOW)
