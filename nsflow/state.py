@@ -37,7 +37,8 @@ class Settings:
         num_live: Draws of each level of the ladder: the safety knob. If left out 600 in the dimensions of the kernels,
             beyond them 200 and 20 a dimension, at least 400. Beyond the posterior levels take a third and a half of it.
         compression: Logs of the smallest and the largest share of the prior mass that a level keeps, in nats.
-        max_scouts: Largest number of draws from the prior in the search for modes that the ladder lost.
+        max_scouts: Largest number of draws from the prior in the search for modes that the ladder lost, and of calls of
+            climbs from any of these where few climbs meet a mode twice.
         prior_share: Share of the prior among the draws of each level and round.
         kernel_dims: Largest dimension in which kernels propose on the levels; beyond it Gaussians do.
         rounds: Draws of the posterior rounds as shares of `ess`. Their draws count towards it. A round follows only
