@@ -9,7 +9,8 @@ from jaxtyping import Array
 from nsflow.components import allocate, fit_cheap, has_kernels
 from nsflow.evidence import effective_sample_size
 from nsflow.points import HARDLY, Points, evidence_share, highest_share, next_contour, truncate
-from nsflow.scouting import batch_size, chase, largest_search, look_ahead, unexplained
+from nsflow.scouting import chase, largest_search, look_ahead, unexplained
+from nsflow.search import batch_size
 from nsflow.state import Phase, State, StepInfo, describe, draw
 
 TOP = 0.3  # nats below the highest likelihood met at which a ladder ends: what is narrower lies within

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array
@@ -17,31 +16,20 @@ from nsflow.modes import (
     HIGHER,
     Mode,
     Target,
-    ascend,
     basins,
     highest_mode,
     isolation,
-    measure,
-    news,
     share_of_evidence,
-    unmet,
 )
 from nsflow.points import Points
 from nsflow.proposal import Mixture
-from nsflow.state import PRIOR, Phase, State, StepInfo, describe, draw, draw_mode, log_mixture
+from nsflow.search import MIN_SHARE, PATIENCE, Search, batch_size, log_evidence, search, unmet_share
+from nsflow.state import PRIOR, Phase, State, StepInfo, describe, draw, draw_mode
 from nsflow.wide import Wide
 
 WORTHY = 0.1  # efficiency of Gaussians on the first maxima below which they are not drawn from again
-NUM_CLIMBERS = 5  # ascents between two looks at the components, whose densities are cheaper for many points at once
-MIN_SHARE = 1e-3  # of the evidence, by Laplace's approximation, that makes a mode worth a component
-PATIENCE = 1000.0  # draws from the prior for each that hits a mode once, times the share of the evidence that it has
-ENDLESS = 100.0  # nats of a ratio beyond which it is as large as can be; a mode of 1000 sigma more would overflow
-MISSED = 0.5  # effective points with which a mode counts as missed
 USUAL = 2.0  # share of the evidence over share of the prior that says nothing about other modes
-UNMET = 0.02  # share of the evidence in unmet modes that is looked for: three of many climbs met one that has it all
-NEWS = 0.05  # chance of a new mode below which draws and their maxima find more than further climbs do
 CHEAP = 2  # price of a gradient, in likelihood calls, above which no climb takes the place of draws
-MIN_COVERAGE = 20.0  # effective points without which a mode counts as lost: of the eggbox's, one with 8 stayed lost
 
 
 def scout(key: Array, state: State) -> tuple[State, StepInfo]:
@@ -61,7 +49,7 @@ def scout(key: Array, state: State) -> tuple[State, StepInfo]:
     starts = _starts(state, state.contours[-1])
     if not starts and (anywhere := _anywhere(state)):
         return explore(key, state, anywhere), describe(Phase.SCOUTING, state)
-    found = _search(state, starts)
+    found = search(state, starts)
     asked = round(min(_num_scouts(state, found), state.settings.max_scouts))
     state = replace(_book(state, starts, found), num_scouts=max(state.num_scouts, asked))
     num_missing = state.num_scouts - state.points.num_prior - state.num_explored
@@ -86,22 +74,9 @@ def explore(key: Array, state: State, starts: tuple[int, ...]) -> State:
     Returns:
         The run, with the calls of the climbs booked in the place of scouts.
     """
-    found = _search(state, dict.fromkeys(starts, 0.0), is_exploring=True)
+    found = search(state, dict.fromkeys(starts, 0.0), is_exploring=True)
     state = replace(_book(state, found.climbed, found), num_explored=state.num_explored + found.num_calls)
     return _cover(key, state, found.lost) if found.lost else state
-
-
-def unmet_share(state: State) -> float:
-    """Share of the evidence that may lie in modes that no climb has met; zero if it is small or few climbs meet any.
-
-    Args:
-        state: A run.
-
-    Returns:
-        The share.
-    """
-    share = unmet(state.summits, _log_evidence(state))
-    return share if share > UNMET and news(state.summits) > NEWS else 0.0
 
 
 def _anywhere(state: State) -> tuple[int, ...]:
@@ -135,14 +110,14 @@ def chase(key: Array, state: State) -> State:
         The run, with one component more among its modes if the climb found one.
     """
     start = unexplained(state)
-    found = _search(state, dict.fromkeys(start, 1.0))
+    found = search(state, dict.fromkeys(start, 1.0))
     num_known = len(state.summits)
     strays = (mode._replace(is_stray=True) for mode in found.modes[num_known:])
     state = _book(state, start, found._replace(modes=(*found.modes[:num_known], *strays)))
     return _cover(key, state, found.lost) if found.lost else state
 
 
-def _book(state: State, starts: Iterable[int], found: "Search") -> State:
+def _book(state: State, starts: Iterable[int], found: Search) -> State:
     """The run after a search."""
     return replace(
         state,
@@ -175,7 +150,7 @@ def look_ahead(key: Array, state: State, num_draws: int, max_calls: int) -> Stat
         The run, with one component more among its modes if there are maxima.
     """
     starts = _starts(state, np.inf)
-    found = _search(state, starts, max_calls=max_calls)
+    found = search(state, starts, max_calls=max_calls)
     state = replace(state, num_calls=state.num_calls + found.num_calls, has_looked_ahead=True)
     share = share_of_evidence(found.lost, -np.inf) if found.lost else ()
     kept = tuple(mode for mode, s in zip(found.lost, share, strict=True) if s > MIN_SHARE)
@@ -200,11 +175,6 @@ def look_ahead(key: Array, state: State, num_draws: int, max_calls: int) -> Stat
 def largest_search(state: State) -> int:
     """Largest number of likelihood calls of one step: a search and a batch."""
     return 2 * batch_size(state)
-
-
-def batch_size(state: State) -> int:
-    """Calls that one search may spend on ascents, a quarter of them in vain; and draws of one batch."""
-    return max(1000, round(0.2 * state.settings.ess))
 
 
 def _mode_size(state: State) -> int:
@@ -238,64 +208,6 @@ def _even(x: np.ndarray) -> np.ndarray:
     return np.asarray(special.ndtr(x))
 
 
-class Search(NamedTuple):
-    """What climbing found."""
-
-    modes: tuple[Mode, ...]  # all maxima, those known before first
-    lost: tuple[Mode, ...]  # new ones that matter and that hardly any point covers
-    num_scouts: float  # draws from the prior that those among them ask for that no point covers
-    num_calls: int
-    climbed: tuple[int, ...] = ()  # starts, as indices of points
-
-
-def _search(
-    state: State, starts: dict[int, float], *, max_calls: int | None = None, is_exploring: bool = False
-) -> Search:
-    """Climb from one start after the other, until it has been in vain for long, or those met are met often enough."""
-    target = Target(state.problem.likelihood, state.problem.prior, max_calls=max_calls or batch_size(state))
-    logZ = _log_evidence(state)
-    reach = _reach(state.points, list(starts))
-    found = Search(state.summits, (), 0, 0)
-    calls_at_find = 0
-    for i in range(0, len(starts), NUM_CLIMBERS):
-        is_vain = target.num_calls - calls_at_find > batch_size(state) // 4
-        is_enough = unmet_share(replace(state, summits=found.modes)) == 0 if is_exploring else is_vain
-        if is_enough or target.is_exhausted:
-            break
-        modes, climbed = list(found.modes), list[int]()
-        rarity: list[float] = []
-        for start in list(starts)[i : i + NUM_CLIMBERS]:
-            climbed.append(start)
-            basin = state.points.num_prior / starts[start] if starts[start] else 0.0
-            centre, log_density = ascend(target, state.points.x[start], reach[start])
-            k = next((k for k, mode in enumerate(modes) if mode.contains(centre, log_density)), None)
-            is_new = k is None and log_density > -np.inf
-            mode = measure(target, centre, log_density, state.problem.prior.step_widths(centre)) if is_new else None
-            if target.is_exhausted:  # its values are no longer the likelihood's
-                break
-            if k is not None:
-                modes[k] = modes[k]._replace(num_climbs=modes[k].num_climbs + 1, basin=modes[k].basin + basin)
-            if mode is not None:
-                modes.append(mode._replace(basin=basin))
-                rarity.append(starts[start])
-        known, new = modes[: len(found.modes)], modes[len(found.modes) :]
-        coverage = _coverage(state, new)
-        share = np.exp(np.minimum([mode.log_evidence - logZ for mode in new], ENDLESS))
-        matters, is_stray = share > MIN_SHARE, coverage < MISSED
-        wanted = (PATIENCE * np.array(rarity) * share)[matters & is_stray]
-        new = [mode._replace(is_stray=bool(s)) for mode, s in zip(new, is_stray, strict=True)]
-        lost = tuple(mode for mode, is_lost in zip(new, matters & (coverage < MIN_COVERAGE), strict=True) if is_lost)
-        found = Search(
-            (*known, *new),
-            (*found.lost, *lost),
-            max(found.num_scouts, *wanted, 0.0),
-            target.num_calls,
-            (*found.climbed, *climbed),
-        )
-        calls_at_find = target.num_calls if lost else calls_at_find
-    return found
-
-
 def _num_scouts(state: State, found: Search) -> float:
     """Draws from the prior that new modes ask for: the more evidence one has beside its share of the prior, the more.
 
@@ -311,7 +223,7 @@ def _num_scouts(state: State, found: Search) -> float:
     summits = KDTree(_even(np.stack([mode.centre for mode in modes])))
     nearest = np.asarray(summits.query(_even(state.points.x[_maxima(state.points)]))[1])
     hits = np.maximum(*(np.bincount(mode, minlength=len(modes)) for mode in (nearest, highest_mode(modes, x))))
-    share = share_of_evidence(modes, _log_evidence(state))
+    share = share_of_evidence(modes, log_evidence(state))
     excess = share * len(x) / np.maximum(hits, 1)
     is_asking = (np.arange(len(modes)) >= num_known) & (share > MIN_SHARE) & (excess > USUAL)
     return float(np.max(PATIENCE * excess, initial=found.num_scouts, where=is_asking))
@@ -324,27 +236,5 @@ def _num_rare(state: State, modes: tuple[Mode, ...]) -> float:
     coarse for it: loggamma-10 would have asked for up to 7000 draws.
     """
     draws = np.array([mode.basin for mode in modes])
-    excess = share_of_evidence(modes, _log_evidence(state)) * np.sum(draws) / draws
+    excess = share_of_evidence(modes, log_evidence(state)) * np.sum(draws) / draws
     return float(np.max(PATIENCE * excess, initial=0.0, where=excess > USUAL))
-
-
-def _reach(points: Points, starts: list[int]) -> dict[int, float]:
-    """Half of the way from each start to the draw of the prior next to it: a maximum among draws reaches further."""
-    distances = KDTree(points.x[points.is_prior]).query(points.x[starts], 2)[0] if starts else np.zeros((0, 2))
-    return dict(zip(starts, (distances[:, 1] / 2).tolist(), strict=True))
-
-
-def _log_evidence(state: State) -> float:
-    """Log-evidence by all points so far, nats."""
-    return float(np.logaddexp.reduce(state.points.log_posterior_weights))
-
-
-def _coverage(state: State, modes: list[Mode]) -> np.ndarray:
-    """Effective points that the draws so far should have in each mode: its evidence over the weight of one on top."""
-    if not modes:
-        return np.zeros(0)
-    centres = np.stack([mode.centre for mode in modes])
-    log_prior = np.asarray(state.problem.prior.latent_log_prob(centres))
-    log_Q = np.logaddexp(log_mixture(state, centres), np.log(state.points.num_prior) + log_prior)
-    log_coverage = [mode.log_evidence - (mode.log_density - q) for mode, q in zip(modes, log_Q, strict=True)]
-    return np.exp(np.minimum(log_coverage, ENDLESS))

@@ -8,7 +8,7 @@ import numpy as np
 from nsflow.evidence import Evidence, is_heavy, log_evidence
 from nsflow.frozen import POOR, unproposed
 from nsflow.results import Results
-from nsflow.scouting import unmet_share
+from nsflow.search import unmet_share
 from nsflow.state import Phase, State, StepInfo
 from nsflow.versions import version_of
 

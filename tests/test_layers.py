@@ -16,7 +16,7 @@ ORDER = (
     "objective", "score_matching", "action_matching", "maximum_likelihood", "velocity", "train", "flow",
     "energy", "langevin", "sde", "proposal", "shear", "surrogate", "ellipsoids", "online",
     "evidence", "kernels", "wide", "estimator", "thinning", "points", "fresh", "state", "progress",
-    "components", "scouting", "ladder", "ridges", "posterior", "frozen",
+    "components", "search", "scouting", "ladder", "ridges", "posterior", "frozen",
     "volumes", "files", "versions", "results", "summary", "start", "codec", "manifest", "identity", "checkpoint",
     "merge", "sampler", "plots", "diagnostics", "tables", "report", "terminal", "__main__",
 )  # fmt: skip

@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 import pytest
 
 import nsflow
-from nsflow import components, ladder, scouting, summary, surrogate
+from nsflow import components, ladder, scouting, search, summary, surrogate
 from nsflow import frozen as frozen_phase
 from nsflow import posterior as posterior_phase
 from nsflow.evidence import Evidence
@@ -370,7 +370,7 @@ def test_a_draw_is_climbed_from_once(monkeypatch):
     """A climb that its calls do not suffice for finds nothing, and is not repeated."""
     slab, _ = nsflow.step(jax.random.key(1), eight(slab_and_spike))
     before = met(slab, offset=1.5)
-    monkeypatch.setattr(scouting, "batch_size", lambda state: 3)
+    monkeypatch.setattr("nsflow.search.batch_size", lambda state: 3)
     after = scouting.chase(jax.random.key(4), before)
     assert after.climbed == (*before.climbed, *scouting.unexplained(before))
     assert (after.modes, after.summits) == (before.modes, before.summits)
@@ -415,8 +415,8 @@ def peak(num_prior, width=0.1):
 def test_coverage_is_the_number_of_equal_points_in_a_mode():
     """Of n draws from N(0, 1), n s have the density of the prior's top within sqrt(2 pi) s of it."""
     state, mode = peak(num_prior=500, width=0.1)
-    assert scouting._coverage(state, [mode]) == pytest.approx([50])
-    assert len(scouting._coverage(state, [])) == 0
+    assert search.coverage(state, [mode]) == pytest.approx([50])
+    assert len(search.coverage(state, [])) == 0
 
 
 @pytest.mark.parametrize(("num_prior", "is_lost"), [(100, True), (500, False)])
@@ -443,13 +443,13 @@ def test_a_mode_asks_for_scouts_by_its_evidence_over_its_share_of_the_prior():
     wide, narrow = (Mode(np.array([m]), float(density(m, m, s)), np.array([[s]])) for m, s in halves)
     share = np.mean(density(state.points.x, *halves[1]) > density(state.points.x, *halves[0]))
     assert 0.05 < share < 0.1
-    search = lambda *modes, missed=0: scouting.Search(modes, (), missed, 0)  # noqa: E731
-    assert scouting._num_scouts(state, search(wide, narrow)) == pytest.approx(1000 * 0.5 / share, rel=0.1)
+    found = lambda *modes, missed=0: search.Search(modes, (), missed, 0)  # noqa: E731
+    assert scouting._num_scouts(state, found(wide, narrow)) == pytest.approx(1000 * 0.5 / share, rel=0.1)
     after_wide, after_narrow = (replace(state, summits=(mode,)) for mode in (wide, narrow))
-    assert scouting._num_scouts(after_wide, search(wide, narrow)) == pytest.approx(500 / share, rel=0.1)
-    assert scouting._num_scouts(after_narrow, search(narrow, wide)) == 0
-    assert scouting._num_scouts(state, search()) == 0
-    assert scouting._num_scouts(state, search(narrow, missed=20_000)) == 20_000
+    assert scouting._num_scouts(after_wide, found(wide, narrow)) == pytest.approx(500 / share, rel=0.1)
+    assert scouting._num_scouts(after_narrow, found(narrow, wide)) == 0
+    assert scouting._num_scouts(state, found()) == 0
+    assert scouting._num_scouts(state, found(narrow, missed=20_000)) == 20_000
 
 
 def twins(p):
@@ -468,12 +468,12 @@ def test_a_mode_that_few_climbs_met_sends_them_out_for_its_twin():
     """Climbs go on until the chance that a twin of either was met by none is small, and the calls are booked."""
     before = met_once(twins)
     after, _ = nsflow.step(jax.random.key(0), before)
-    assert scouting.unmet_share(before) > 0.15
+    assert search.unmet_share(before) > 0.15
     assert 0 < after.num_explored == after.num_calls - before.num_calls - sum(after.num_draws[1:])
     right, *_, left = (float(mode.centre[0]) for mode in after.summits)
     assert (right, left) == pytest.approx((1.0, -1.0), abs=0.02)
-    assert scouting.unmet_share(after) == 0
-    assert after.num_explored < scouting.batch_size(after) / 4
+    assert search.unmet_share(after) == 0
+    assert after.num_explored < search.batch_size(after) / 4
     assert len(set(after.climbed)) == len(after.climbed) > 0
     last, _ = nsflow.step(jax.random.key(1), after)
     assert (after.phase, last.phase) == (Phase.SCOUTING, Phase.POSTERIOR)
@@ -491,7 +491,7 @@ def test_no_climb_is_made_for_twins_without_calls_for_it_or_where_gradients_are_
     (alarm,) = (a for a in summary._alarms(after, evidence()) if "climbs" in a)
     assert (
         alarm
-        == f"so few climbs met a mode that {scouting.unmet_share(after):.0%} of the evidence may lie in others like it"
+        == f"so few climbs met a mode that {search.unmet_share(after):.0%} of the evidence may lie in others like it"
     )
 
 
@@ -503,7 +503,7 @@ def test_modes_count_as_unmet_where_few_climbs_met_one_and_many_a_new_one(num_cl
     state = met_once(twins)
     twin, *low = state.summits
     summits = (twin._replace(num_climbs=num_climbs), *(mode._replace(num_climbs=others) for mode in low if others))
-    assert scouting.unmet_share(replace(state, summits=summits)) == pytest.approx(expected, rel=0.25)
+    assert search.unmet_share(replace(state, summits=summits)) == pytest.approx(expected, rel=0.25)
 
 
 def test_round_that_missed_evidence_raises_an_alarm():
@@ -570,14 +570,14 @@ def test_a_climb_that_meets_no_likelihood_finds_no_mode():
     """As where a likelihood with noise was finite once: infinities would leave a coverage of NaN."""
     state = state_of(flat)
     gone = state.problem._replace(likelihood=nsflow.HostLikelihood(lambda p: -np.inf))
-    found = scouting._search(replace(state, problem=gone), {0: 1.0, 1: 1.0})
+    found = search.search(replace(state, problem=gone), {0: 1.0, 1: 1.0})
     assert (found.modes, found.lost) == ((), ())
     assert found.num_calls > 0
 
 
 def test_a_search_that_has_used_its_calls_leaves_the_other_starts_alone():
     state = state_of(lambda p: -0.5 * (p["a"] / 0.1) ** 2)
-    found = scouting._search(state, dict.fromkeys(range(20), 1.0), max_calls=30)
+    found = search.search(state, dict.fromkeys(range(20), 1.0), max_calls=30)
     assert found.num_calls <= 30
     assert 0 < len(found.climbed) < 20
     assert found.climbed == tuple(range(len(found.climbed)))
