@@ -110,7 +110,7 @@ def chase(key: Array, state: State) -> State:
         The run, with one component more among its modes if the climb found one.
     """
     start = unexplained(state)
-    found = search(state, dict.fromkeys(start, 1.0))
+    found = search(state, dict.fromkeys(start, float(state.points.num_prior)))
     num_known = len(state.summits)
     strays = (mode._replace(is_stray=True) for mode in found.modes[num_known:])
     state = _book(state, start, found._replace(modes=(*found.modes[:num_known], *strays)))
@@ -183,18 +183,17 @@ def _mode_size(state: State) -> int:
 
 
 def _starts(state: State, contour: float) -> dict[int, float]:
-    """Draws from the prior to climb from, the most isolated ones first, each with how many draws it takes to hit it.
+    """Draws from the prior to climb from, the most isolated ones first, each with the number of draws in its basin.
 
-    They are the local maxima below a contour; one whose slopes hold m of n draws is hit once in n / m.
+    They are the local maxima below a contour.
     """
     points = state.points
     tops, sizes = np.unique(_maxima(points), return_counts=True)
-    rarity = points.num_prior / sizes
     level = points.log_likelihood[tops]
     fresh = (level > -np.inf) & (level < contour) & ~np.isin(tops, state.climbed)
-    tops, rarity = tops[fresh], rarity[fresh]
+    tops, sizes = tops[fresh], sizes[fresh]
     order = np.argsort(-isolation(_even(points.x), points.log_likelihood + points.log_prior, tops), kind="stable")
-    return dict(zip(tops[order].tolist(), rarity[order].tolist(), strict=True))
+    return dict(zip(tops[order].tolist(), sizes[order].astype(float).tolist(), strict=True))
 
 
 def _maxima(points: Points) -> np.ndarray:

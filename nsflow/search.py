@@ -37,7 +37,7 @@ def search(
 
     Args:
         state: A run.
-        starts: Indices of points, each with how many draws of the prior it takes to hit its basin; zero if not known.
+        starts: Indices of points, each with the number of draws of the prior in its basin; zero if it is not known.
         max_calls: Likelihood calls that the climbs will not exceed; a batch if left out.
         is_exploring: Whether to go on until no mode may be unmet.
 
@@ -55,10 +55,8 @@ def search(
         if is_enough or target.is_exhausted:
             break
         modes, climbed = list(found.modes), list[int]()
-        rarity: list[float] = []
         for start in list(starts)[i : i + NUM_CLIMBERS]:
             climbed.append(start)
-            basin = state.points.num_prior / starts[start] if starts[start] else 0.0
             centre, log_density = ascend(target, state.points.x[start], reach[start])
             k = next((k for k, mode in enumerate(modes) if mode.contains(centre, log_density)), None)
             is_new = k is None and log_density > -np.inf
@@ -66,15 +64,17 @@ def search(
             if target.is_exhausted:  # its values are no longer the likelihood's
                 break
             if k is not None:
-                modes[k] = modes[k]._replace(num_climbs=modes[k].num_climbs + 1, basin=modes[k].basin + basin)
+                num_climbs, basin = modes[k].num_climbs + 1, modes[k].basin + starts[start]
+                modes[k] = modes[k]._replace(num_climbs=num_climbs, basin=basin)
             if mode is not None:
-                modes.append(mode._replace(basin=basin))
-                rarity.append(starts[start])
+                modes.append(mode._replace(basin=starts[start]))
         known, new = modes[: len(found.modes)], modes[len(found.modes) :]
         num_effective = coverage(state, new)
         share = np.exp(np.minimum([mode.log_evidence - logZ for mode in new], ENDLESS))
         matters, is_stray = share > MIN_SHARE, num_effective < MISSED
-        wanted = (PATIENCE * np.array(rarity) * share)[matters & is_stray]
+        basins = np.array([mode.basin for mode in new])
+        is_asking = matters & is_stray & (basins > 0)
+        wanted = PATIENCE * share[is_asking] * state.points.num_prior / basins[is_asking]
         new = [mode._replace(is_stray=bool(s)) for mode, s in zip(new, is_stray, strict=True)]
         is_lost = matters & (num_effective < MIN_COVERAGE)
         lost = tuple(mode for mode, s in zip(new, is_lost, strict=True) if s)
