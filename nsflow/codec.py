@@ -32,10 +32,10 @@ from nsflow.process import ProcessPath, SubVariancePreserving, VarianceExploding
 from nsflow.proposal import Draws, MetaProposal, Mixture, PriorProposal
 from nsflow.pushforward import Pushforward
 from nsflow.schedule import ConstantSchedule, CosineSchedule, LinearSchedule
-from nsflow.shear import Shear, Sheared
 from nsflow.state import Phase, Problem, Settings, State, StepInfo
 from nsflow.surrogate import Surrogate
 from nsflow.thinning import Thinned
+from nsflow.triangular import Bent, Step, TriangularMap
 from nsflow.velocity import Architecture, Blueprint
 from nsflow.wide import Wide
 
@@ -55,7 +55,7 @@ CLASSES: dict[str, type] = {
         *(KernelDensity, Kernels, LinearPath, LinearSchedule, MetaProposal, Mixture, Mode, Normal, Points),
         *(PriorProposal, Problem, ProcessPath, Pushforward, State, StepInfo, SubVariancePreserving, Surrogate, Thinned),
         *(TrigonometricPath, VarianceExploding, VariancePreserving, Wide, velocity._Static),
-        *(Shear, Sheared, surrogate._Interpolation, surrogate._Network),
+        *(Bent, Step, TriangularMap, surrogate._Interpolation, surrogate._Network),
     )
 }
 FUNCTIONS: dict[str, Callable[..., Any]] = {

@@ -7,20 +7,20 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from nsflow import flow, surrogate
+from nsflow import flow, straightening, surrogate
 from nsflow.flow import Flow, FlowInfo
 from nsflow.gaussian import Gaussian
 from nsflow.kernels import Kernels
 from nsflow.points import evidence_share, temper, truncate
 from nsflow.proposal import Mixture, Proposal, fewest, optimal_weights
-from nsflow.shear import Shear, Sheared
 from nsflow.state import PRIOR, Phase, State
 from nsflow.surrogate import Surrogate
 from nsflow.thinning import MIN_CHANCE, Thinned, acceptance
 from nsflow.train import Training
+from nsflow.triangular import Bent, TriangularMap
 from nsflow.wide import Wide
 
-KERNELS_GAIN = 0.2  # nats of held-out density for which curved ridges are straightened; kernels can bend by themselves
+KERNELS_GAIN = 0.2  # nats of held-out density for which points are straightened; kernels can bend by themselves
 GAUSSIAN_GAINS = 0.5  # the same of a Gaussian
 MOST = 0.4  # share of a batch that a component beside the newest flow gets
 KERNELS_SUFFICE = 0.7  # efficiency of thinned kernels, as the surrogate sees it, beyond which no flow is trained
@@ -33,18 +33,24 @@ def has_kernels(state: State) -> bool:
 
 
 def fit_cheap(key: Array, state: State, x: Float[np.ndarray, "n d"], log_weights: Float[np.ndarray, " n"]) -> Proposal:
-    """Kernels or, in many dimensions, one Gaussian: they cost no training. Where ridges are curved, of sheared points.
+    """Kernels or, in many dimensions, one Gaussian: they cost no training. Of straightened points, where that gains.
 
     Of a ridge b = 2 a^2 +- 0.05 in 6-d kernels lost the ends, 0.09 nats, and after 124 000 calls said nothing of it.
     """
     kernels, gaussian = partial(Kernels.fit, key), partial(_fit_gaussian, state)
     fit, enough = (kernels, KERNELS_GAIN) if has_kernels(state) else (gaussian, GAUSSIAN_GAINS)
-    shear = Shear.fit(x, log_weights)
-    if not shear.is_straight:
-        y = shear.straighten(x)
-        if _held_out(fit, y, log_weights) - _held_out(fit, x, log_weights) > enough:
-            return Sheared(fit(y, log_weights), shear)
+    straightener = straightening.fit(x, log_weights)
+    if straightener.steps:
+        bent = partial(_fit_bent, fit, straightener)
+        if _held_out(bent, x, log_weights) - _held_out(fit, x, log_weights) > enough:
+            return bent(x, log_weights)
     return fit(x, log_weights)
+
+
+def _fit_bent(
+    fit: Callable[..., Proposal], straightener: TriangularMap, x: np.ndarray, log_weights: np.ndarray
+) -> Bent:
+    return Bent(fit(straightener.straighten(x), log_weights), straightener)
 
 
 def _fit_gaussian(state: State, x: np.ndarray, log_weights: np.ndarray) -> Wide:
@@ -57,16 +63,16 @@ def _fit_gaussian(state: State, x: np.ndarray, log_weights: np.ndarray) -> Wide:
 
 def _gaussian(proposal: Proposal) -> Gaussian | None:
     """The Gaussian of a level that is one."""
-    bare = proposal.proposal if isinstance(proposal, Sheared) else proposal
+    bare = proposal.proposal if isinstance(proposal, Bent) else proposal
     return bare.map if isinstance(bare, Wide) and isinstance(bare.map, Gaussian) else None
 
 
-def shear_of(proposal: Proposal) -> Shear | None:
-    """The shear of a proposal, thinned or not, or of the first part of a mixture that has one."""
+def straightener_of(proposal: Proposal) -> TriangularMap | None:
+    """The map of a proposal, thinned or not, or of the first part of a mixture that has one."""
     bare = proposal.proposal if isinstance(proposal, Thinned) else proposal
     if isinstance(bare, Mixture):
-        return next((shear for part in bare.components if (shear := shear_of(part)) is not None), None)
-    return bare.shear if isinstance(bare, Sheared) else None
+        return next((found for part in bare.components if (found := straightener_of(part)) is not None), None)
+    return bare.map if isinstance(bare, Bent) else None
 
 
 def _held_out(fit: Callable[..., Proposal], x: np.ndarray, log_weights: np.ndarray) -> float:
@@ -109,20 +115,22 @@ def train_posterior(
         fitted = fit_surrogate(key_surrogate, state)
         return [thin(key_thin, state, fitted, state.settings.proposal.fit(key_flow, x, log_weights))], None
     cheap = fit_cheap(key_cheap, state, x, log_weights)
-    shear = shear_of(cheap)
-    fitted = fit_surrogate(key_surrogate, state, shear)
+    straightener = straightener_of(cheap)
+    fitted = fit_surrogate(key_surrogate, state, straightener)
     thinned = thin(key_thin, state, fitted, cheap if _gaussian(cheap) is None else mix_levels(state, cheap))
     if thinned.efficiency > (KERNELS_SUFFICE if has_kernels(state) else GAUSSIAN_SUFFICES):
         return [thinned], None
-    new, info = flow.fit(key_flow, x if shear is None else shear.straighten(x), log_weights, training=training)
+    straight = straightener.straighten(x) if straightener else x
+    new, info = flow.fit(key_flow, straight, log_weights, training=training)
     proposal = Wide(new) if isinstance(new, Flow) else new
-    return [thinned, thin(key_thin_flow, state, fitted, Sheared(proposal, shear) if shear else proposal)], info
+    bent = Bent(proposal, straightener) if straightener else proposal
+    return [thinned, thin(key_thin_flow, state, fitted, bent)], info
 
 
 def fit_surrogate(
-    key: Array, state: State, shear: Shear | None = None, training: Training = surrogate.TRAINING
+    key: Array, state: State, straightener: TriangularMap | None = None, training: Training = surrogate.TRAINING
 ) -> Surrogate:
-    """Regress log L on all points so far: where ridges are curved, sheared or as they are, what held-out points prefer.
+    """Regress log L on all points so far, straightened or as they are: what held-out points prefer.
 
     A ridge b = 2 a^2 in 12-d is known to 0.1 nats by the one and 0.7 by the other, rosenbrock-10 to 0.7 and 0.2.
     """
@@ -130,7 +138,9 @@ def fit_surrogate(
     # Where a ladder got stuck one point may hold all of the evidence, and a covariance would be zero.
     log_weights = temper(truncate(points.log_posterior_weights), 2.0 * points.x.shape[1])
     fit = partial(surrogate.fit, key, points.x, points.log_likelihood, log_weights, training=training)
-    return fit() if shear is None else min(fit(), fit(shear=shear), key=lambda fitted: fitted.error)
+    if straightener is None:
+        return fit()
+    return min(fit(), fit(straightener=straightener), key=lambda fitted: fitted.error)
 
 
 def thin(key: Array, state: State, fitted: Surrogate, proposal: Proposal) -> Thinned:

@@ -103,20 +103,21 @@ class Gaussian:
         return self.inverse(x).log_prob
 
 
-def lower_root(root: Float[np.ndarray, "d n"]) -> Float[np.ndarray, "d d"]:
+def lower_root(root: Float[np.ndarray, "*batch d n"]) -> Float[np.ndarray, "*batch d d"]:
     """Lower triangular L with a positive diagonal and L L^T = A A^T.
 
     By QR, not Cholesky: of a cliff's curvature of 1e20 beside one of 1 rounding leaves no positive definite matrix.
 
     Args:
-        root: The matrix A, shape ``(d, n)``.
+        root: The matrix A, shape ``(d, n)``, or some of them.
 
     Returns:
-        L, shape ``(d, d)``.
+        L, shape ``(d, d)``, of each.
 
     Example:
         >>> lower_root(np.array([[3.0, 4.0], [0.0, 5.0]])).round(6).tolist()
         [[5.0, 0.0], [4.0, 3.0]]
     """
-    upper = np.asarray(np.linalg.qr(root.T, mode="r"))
-    return upper.T * np.where(np.diag(upper) < 0, -1.0, 1.0)
+    upper = np.asarray(np.linalg.qr(np.swapaxes(root, -1, -2), mode="r"))
+    signs = np.where(np.diagonal(upper, axis1=-2, axis2=-1) < 0, -1.0, 1.0)
+    return np.swapaxes(upper * signs[..., :, None], -1, -2)

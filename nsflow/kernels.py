@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from scipy import special
 from scipy.spatial import KDTree
 
+from nsflow.gaussian import lower_root
 from nsflow.precision import full_precision
 from nsflow.shapes import by_chunks, map_points
 
@@ -121,7 +122,7 @@ class Kernels:
         # With the tail's coordinate last, the others' whitened coordinates do not see it: nothing large cancels there.
         order = (tail[:, None] + 1 + np.arange(num_dims)) % num_dims
         rows = np.take_along_axis(self.scales, order[:, :, None], axis=1)
-        whiten = np.linalg.inv(np.linalg.cholesky(rows @ np.swapaxes(rows, 1, 2)))
+        whiten = np.linalg.inv(lower_root(rows))
         log_scales = -np.log(np.diagonal(whiten, axis1=1, axis2=2))
         whiten = np.take_along_axis(whiten, np.argsort(order, axis=1)[:, None, :], axis=2)
         centre = self.centres[np.arange(num_kernels), tail]

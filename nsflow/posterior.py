@@ -14,7 +14,7 @@ from nsflow.components import (
     fit_surrogate,
     has_kernels,
     num_candidates,
-    shear_of,
+    straightener_of,
     thin,
     train_posterior,
 )
@@ -104,7 +104,7 @@ def _freeze(key: Array, state: State, pilot: Batches) -> State:
     newest = [state.components[k] for k in state.newest]
     key_surrogate, *keys = jax.random.split(key, 1 + len(newest))
     training = replace(surrogate.TRAINING, num_steps=SETTLED * surrogate.TRAINING.num_steps)
-    fitted = fit_surrogate(key_surrogate, state, shear_of(newest[-1]), training)
+    fitted = fit_surrogate(key_surrogate, state, straightener_of(newest[-1]), training)
     state = state.add_trained(*(thin(k, state, fitted, q) for k, q in zip(keys, newest, strict=True)))
     broad = broad_level(state)
     candidates = sorted({PRIOR, broad, *state.modes, *state.newest})

@@ -16,8 +16,8 @@ from nsflow.gaussian import Gaussian
 from nsflow.objective import Regression
 from nsflow.precision import float64
 from nsflow.shapes import by_chunks
-from nsflow.shear import Shear
 from nsflow.train import Training
+from nsflow.triangular import TriangularMap
 from nsflow.velocity import Architecture
 
 DEPTH = 15.0  # nats below the typical point of the posterior at which a value only says "low"
@@ -38,7 +38,7 @@ class Surrogate:
         level: Log-likelihood at which `model` is zero, nats.
         model: Regression of whitened points, ``(n, d)`` to ``(n,)``.
         error: Rms error on points held out, at most one nat.
-        shear: Map that straightens curved ridges, before all else.
+        straightener: Map of the points, before all else.
     """
 
     squeezed: Bool[np.ndarray, " d"]
@@ -46,7 +46,7 @@ class Surrogate:
     level: float
     model: Callable[[np.ndarray], np.ndarray]
     error: float = 1.0
-    shear: Shear | None = None
+    straightener: TriangularMap | None = None
 
     def __call__(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
         """Estimate log L in nats, shape ``(n,)``."""
@@ -54,7 +54,7 @@ class Surrogate:
 
     def whiten(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
         """Map latent points to where the regression is done."""
-        return self.whole.whiten(_squeeze(self.shear.straighten(x) if self.shear else x, self.squeezed))
+        return self.whole.whiten(_squeeze(self.straightener.straighten(x) if self.straightener else x, self.squeezed))
 
 
 def _squeeze(x: np.ndarray, squeezed: np.ndarray) -> np.ndarray:
@@ -83,7 +83,7 @@ def fit(
     log_likelihood: Float[np.ndarray, " n"],
     log_weights: Float[np.ndarray, " n"],
     *,
-    shear: Shear | None = None,
+    straightener: TriangularMap | None = None,
     training: Training = TRAINING,
 ) -> Surrogate:
     """Regress log L: cubic radial functions through the nearest points in few dimensions, a network in more.
@@ -96,7 +96,7 @@ def fit(
         x: Latent points, shape ``(n, d)``.
         log_likelihood: Their log L in nats, shape ``(n,)``.
         log_weights: Their posterior log-weights in nats, up to a constant, shape ``(n,)``.
-        shear: Map that straightens curved ridges; none if left out.
+        straightener: Map of the points before all else; none if left out.
         training: How a network is trained.
 
     Returns:
@@ -104,13 +104,13 @@ def fit(
     """
     num_dims = x.shape[1]
     weights = np.exp(log_weights - np.logaddexp.reduce(log_weights))
-    straight = x if shear is None else shear.straighten(x)
-    # What a shear leaves of a coordinate is no quantile of the prior.
-    squeezed = (np.abs(weights @ x) < 4) & (shear is None)
+    straight = straightener.straighten(x) if straightener else x
+    # What straightening leaves of a coordinate is no quantile of the prior.
+    squeezed = (np.abs(weights @ x) < 4) & (straightener is None)
     level = float(weights[weights > 0] @ log_likelihood[weights > 0])
     near = log_likelihood > level - DEPTH - num_dims
     whole = Gaussian.fit(_squeeze(straight, squeezed), log_weights)
-    empty = Surrogate(squeezed, whole, level, _zero, shear=shear)
+    empty = Surrogate(squeezed, whole, level, _zero, straightener=straightener)
     white, value = empty.whiten(x), log_likelihood - level
     key_split, key_train = jax.random.split(key)
     order = np.random.default_rng(np.asarray(jax.random.key_data(key_split))).permutation(len(x))

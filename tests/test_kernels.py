@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
+from nsflow.gaussian import lower_root
 from nsflow.kernels import Kernels
 
 FALSE_ALARM = 1e-5  # chance that a correct nsflow fails any one statistical test in this file
@@ -149,3 +150,14 @@ def test_kernels_of_many_points_are_as_wide_as_those_of_few(num_dims):
         kernels = Kernels.fit(jax.random.key(0), rng.normal(size=(num_points, num_dims)), np.zeros(num_points))
         widths.append(np.median(np.linalg.det(kernels.scales)) ** (1 / num_dims))
     assert widths[1] == pytest.approx(widths[0], rel=0.1)
+
+
+def test_a_kernel_on_a_cliff_has_a_density():
+    """Of widths from 1 to 1e-9, turned: a covariance would have lost the narrow one to rounding."""
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    scale = lower_root(turn * np.array([1.0, 1e-4, 1e-9]))
+    kernels = Kernels(np.zeros((1, 3)), scale[None], tails=0.0)
+    x, log_q = kernels.sample_and_log_prob(jax.random.key(0), 100)
+    white = turn.T @ x.T / np.array([1.0, 1e-4, 1e-9])[:, None]
+    expected = stats.multivariate_t(np.zeros(3), np.eye(3), df=5).logpdf(white.T) - np.log(1e-13)
+    np.testing.assert_allclose(log_q, expected, atol=1e-4)

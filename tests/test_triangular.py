@@ -1,4 +1,4 @@
-"""Shears: their inverse and determinant, what they take a curve from, and what a ridge costs with one."""
+"""Triangular maps: inverse and determinant, what they straighten, and what a ridge and a funnel cost with them."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +7,11 @@ import numpyro.distributions as dist
 import pytest
 
 import nsflow
-from nsflow.components import fit_cheap, shear_of
+from nsflow.components import fit_cheap, straightener_of
 from nsflow.gaussian import Gaussian
 from nsflow.proposal import Mixture
-from nsflow.shear import Shear, Sheared, basis
+from nsflow.straightening import fit
+from nsflow.triangular import Bent, TriangularMap, basis
 
 
 def ridge(num_points, num_dims, *, width=0.1):
@@ -28,27 +29,53 @@ def chain():
     return x[:, [3, 0, 2, 1]]
 
 
-def test_bending_undoes_straightening_and_keeps_volumes():
-    x = chain()
-    shear = Shear.fit(x, np.zeros(len(x)))
-    pairs = set(zip(shear.target.tolist(), shear.source.tolist(), strict=True))
-    assert pairs >= {(2, 1), (2, 3), (0, 2)}
-    np.testing.assert_allclose(shear.bend(shear.straighten(x)), x, atol=1e-12)
-    far = 10 * x
-    np.testing.assert_allclose(shear.bend(shear.straighten(far)), far, atol=1e-8)
+def funnel(num_points, num_dims):
+    """A log-width of deviation 1.5, and normals of that width around another one."""
+    x = np.random.default_rng(5).normal(size=(num_points, num_dims))
+    x[:, 2:] = x[:, [1]] + np.exp(1.5 * x[:, [0]]) * x[:, 2:]
+    return x
+
+
+def pairs(found, *, widths):
+    return {(step.target, step.source) for step in found.steps if np.any(step.log_width) is np.bool_(widths)}
+
+
+@pytest.mark.parametrize("points", [chain(), funnel(2000, 4)], ids=["curves", "widths"])
+def test_bending_undoes_straightening_and_the_determinant_is_that_of_the_jacobian(points):
+    found = fit(points, np.zeros(len(points)))
+    np.testing.assert_allclose(found.bend(found.straighten(points)), points, atol=1e-12)
+    far = 10 * points
+    np.testing.assert_allclose(found.bend(found.straighten(far)), far, rtol=1e-8, atol=1e-8)
     step = 1e-5 * np.eye(4)
-    jacobian = (shear.straighten(x[0] + step) - shear.straighten(x[0] - step)) / 2e-5
-    np.testing.assert_allclose(np.linalg.det(jacobian), 1, rtol=1e-6)
+    jacobian = (found.straighten(points[0] + step) - found.straighten(points[0] - step)) / 2e-5
+    np.testing.assert_allclose(np.log(np.linalg.det(jacobian)), found.log_det(points[:1])[0], atol=1e-6)
     assert np.max(np.abs(jacobian - np.eye(4))) > 0.1
+
+
+def test_curves_are_found_from_the_ancestors_on():
+    found = fit(chain(), np.zeros(2000))
+    assert pairs(found, widths=False) >= {(2, 1), (2, 3), (0, 2)}
+
+
+@pytest.mark.parametrize(("num_points", "correlation"), [(300, 0.95), (3000, 0.99)])
+def test_widths_are_found_around_the_lines_that_they_belong_to(num_points, correlation):
+    """Around the mean of all points, the width of the members of a group hardly changes."""
+    x = funnel(num_points, 5)
+    found = fit(x, np.zeros(num_points))
+    assert pairs(found, widths=True) == {(2, 0), (3, 0), (4, 0)}
+    assert pairs(found, widths=False) == {(2, 1), (3, 1), (4, 1)}
+    y = found.straighten(x)[:, 2:]
+    noise = (x[:, 2:] - x[:, [1]]) * np.exp(-1.5 * x[:, [0]])
+    assert all(np.corrcoef(noise[:, k], y[:, k])[0, 1] > correlation for k in range(3))
 
 
 @pytest.mark.parametrize("num_points", [200, 2000])
 def test_a_curve_leaves_the_noise_around_it(num_points):
     x = ridge(num_points, 3)
-    shear = Shear.fit(x, np.zeros(num_points))
-    assert (shear.target.tolist(), shear.source.tolist()) == ([1], [0])
-    assert 0.045 < np.std(shear.straighten(x)[:, 1]) < 0.06
-    np.testing.assert_array_equal(shear.straighten(x)[:, [0, 2]], x[:, [0, 2]])
+    found = fit(x, np.zeros(num_points))
+    assert [(step.target, step.source) for step in found.steps] == [(1, 0)]
+    assert 0.045 < np.std(found.straighten(x)[:, 1]) < 0.06
+    np.testing.assert_array_equal(found.straighten(x)[:, [0, 2]], x[:, [0, 2]])
 
 
 def test_weights_count():
@@ -56,7 +83,7 @@ def test_weights_count():
     x = ridge(2000, 2)
     x[1000:, 1] *= -1
     log_weights = np.where(np.arange(2000) < 1000, 0.0, -50.0)
-    all_points, half = Shear.fit(x, log_weights), Shear.fit(x[:1000], np.zeros(1000))
+    all_points, half = fit(x, log_weights), fit(x[:1000], np.zeros(1000))
     # The knots lie between other points, and differ by 1e-5.
     np.testing.assert_allclose(all_points.straighten(x[:1000]), half.straighten(x[:1000]), atol=1e-4)
 
@@ -72,15 +99,15 @@ def test_weights_count():
     ids=["Gaussian", "straight ridge", "few points", "equal values"],
 )
 def test_nothing_is_taken_without_a_curve_or_without_points(points):
-    shear = Shear.fit(points, np.zeros(len(points)))
-    assert shear.is_straight
-    np.testing.assert_array_equal(shear.straighten(points), points)
+    found = fit(points, np.zeros(len(points)))
+    assert not found.steps
+    np.testing.assert_array_equal(found.straighten(points), points)
 
 
 def test_two_coordinates_that_tell_each_other_make_one_pair():
     x = ridge(2000, 2)
     x[:, 0] = np.abs(x[:, 0])
-    assert len(Shear.fit(x, np.zeros(len(x))).target) == 1
+    assert len(fit(x, np.zeros(len(x))).steps) == 1
 
 
 def test_splines_are_smooth_and_end_as_straight_lines():
@@ -98,23 +125,22 @@ def test_splines_are_smooth_and_end_as_straight_lines():
 
 def test_far_points_stay_where_numbers_are():
     """A chain of ten, each by twice the square of the one before: continued as parabolas, it would end beyond 1e300."""
-    one = Shear.fit(ridge(2000, 2), np.zeros(2000))
-    links = np.arange(9)
-    chain = Shear(links + 1, links, np.repeat(one.knots, 9, axis=0), np.repeat(one.coefficients, 9, axis=0))
+    (one,) = fit(ridge(2000, 2), np.zeros(2000)).steps
+    chain = TriangularMap(tuple(one._replace(target=i + 1, source=i) for i in reversed(range(9))))
     far = 10 * np.random.default_rng(6).normal(size=(100, 10))
     assert np.max(np.abs(chain.bend(far))) < 1e10
     np.testing.assert_allclose(chain.straighten(chain.bend(far)), far, atol=1e-3)
 
 
-def test_density_of_draws_is_that_of_their_points():
+@pytest.mark.parametrize("points", [ridge(2000, 2), funnel(2000, 3)[:, [0, 2]]], ids=["ridge", "funnel"])
+def test_density_of_draws_is_that_of_their_points(points):
     """And the mass is one: draws of a wide Gaussian in x, weighed by the density."""
-    shear = Shear.fit(ridge(2000, 2), np.zeros(2000))
-    sheared = Sheared(Gaussian(np.zeros(2), np.diag([0.7, 0.4])), shear)
-    x, log_q = sheared.sample_and_log_prob(jax.random.key(0), 1000)
-    np.testing.assert_allclose(sheared.log_prob(x), log_q, rtol=1e-9)
+    bent = Bent(Gaussian(np.zeros(2), np.diag([0.7, 0.4])), fit(points, np.zeros(2000)))
+    x, log_q = bent.sample_and_log_prob(jax.random.key(0), 1000)
+    np.testing.assert_allclose(bent.log_prob(x), log_q, rtol=1e-9)
     wide = Gaussian(np.array([0.0, 1.5]), np.diag([1.5, 3.0]))
     x, log_wide = wide.sample_and_log_prob(jax.random.key(1), 100_000)
-    weights = np.exp(sheared.log_prob(x) - log_wide)
+    weights = np.exp(bent.log_prob(x) - log_wide)
     assert abs(np.mean(weights) - 1) < 4 * np.std(weights) / np.sqrt(len(weights)) < 0.05
 
 
@@ -124,17 +150,17 @@ def flat(p):
 
 @pytest.mark.parametrize("num_dims", [3, 8], ids=["kernels", "one Gaussian"])
 @pytest.mark.parametrize("is_curved", [True, False])
-def test_levels_are_sheared_where_that_gains(num_dims, is_curved):
+def test_levels_are_straightened_where_that_gains(num_dims, is_curved):
     prior = nsflow.Prior({"x": dist.Normal(jnp.zeros(num_dims), 1.0).to_event(1)})
     state = nsflow.init(jax.random.key(0), nsflow.Problem(nsflow.likelihood.JaxLikelihood(flat), prior))
     x = ridge(1000, num_dims, width=0.02) if is_curved else np.random.default_rng(0).normal(size=(1000, num_dims))
     proposal = fit_cheap(jax.random.key(1), state, x, np.zeros(1000))
     mixed = Mixture((Gaussian(np.zeros(num_dims), np.eye(num_dims)), proposal), (0.5, 0.5))
-    assert (shear_of(proposal) is not None) is (shear_of(mixed) is not None) is is_curved
+    assert (straightener_of(proposal) is not None) is (straightener_of(mixed) is not None) is is_curved
 
 
 def test_a_curved_ridge_keeps_its_ends():
-    """Without shears this run is 0.38 nats low after 39 000 calls, and not at its end."""
+    """Without straightening this run is 0.38 nats low after 39 000 calls, and not at its end."""
     others = {f"c{i}": dist.Uniform(-10, 10) for i in range(10)}
     prior = nsflow.Prior({"a": dist.Uniform(-5, 5), "b": dist.Uniform(-5, 45), **others})
 
