@@ -114,7 +114,7 @@ def chase(key: Array, state: State) -> State:
     start = unexplained(state)
     found = search(state, dict.fromkeys(start, float(state.points.num_prior)))
     num_known = len(state.summits)
-    strays = (mode._replace(is_stray=True) for mode in found.modes[num_known:])
+    strays = (mode._replace(is_stray=mode.is_settled) for mode in found.modes[num_known:])
     state = _book(state, start, found._replace(modes=(*found.modes[:num_known], *strays)))
     return _cover(key, state, found.lost) if found.lost else state
 

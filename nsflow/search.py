@@ -75,7 +75,7 @@ def search(
         basins = np.array([mode.basin for mode in new])
         is_asking = matters & is_stray & (basins > 0)
         wanted = PATIENCE * share[is_asking] * state.points.num_prior / basins[is_asking]
-        new = [mode._replace(is_stray=bool(s)) for mode, s in zip(new, is_stray, strict=True)]
+        new = [mode._replace(is_stray=bool(s) and mode.is_settled) for mode, s in zip(new, is_stray, strict=True)]
         is_lost = matters & (num_effective < MIN_COVERAGE)
         lost = tuple(mode for mode, s in zip(new, is_lost, strict=True) if s)
         found = Search(

@@ -104,6 +104,14 @@ def test_ascent_finds_a_normal_exactly():
     assert mode.log_evidence == pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.parametrize(("deviations", "is_settled"), [(0.0, True), (1.0, True), (2.0, False)])
+def test_a_maximum_has_no_slope(deviations, is_settled):
+    """Beside the top of a normal a Newton step gains half the square of the distance, in deviations."""
+    mode = measure(lambda x: (-50 * x[0] ** 2, -100 * x), np.array([0.1 * deviations]), 0.0)
+    assert mode.slope == pytest.approx(0.5 * deviations**2, abs=1e-9)
+    assert mode.is_settled is is_settled
+
+
 def test_ascent_keeps_a_ridge_within_the_prior():
     """No curvature along the second axis: the mode is as wide as the prior there, one."""
 

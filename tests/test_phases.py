@@ -407,6 +407,16 @@ def test_a_mode_that_no_climb_from_the_prior_met_is_a_stray(num_prior):
     assert summit.is_stray
 
 
+def test_where_noise_stops_a_climb_there_is_no_stray():
+    """Whose twins 20 000 calls would look for, as they did with noise of 0.1 nats in 10-d in two runs of four."""
+    noise = lambda x: 0.1 * jnp.sin(1e7 * jnp.sum(x * jnp.sqrt(jnp.arange(2.0, 10.0))))  # noqa: E731
+    state = eight(lambda p: narrow(0.0, 0.1)(p) + noise(p["x"]))
+    low = Mode(np.full(8, 9.0), -1e6, np.eye(8))
+    (stuck,) = scouting.chase(jax.random.key(0), replace(state, summits=(low,))).summits[1:]
+    assert not stuck.is_stray
+    assert not stuck.is_settled
+
+
 @pytest.mark.parametrize(("height", "expected"), [(-0.5, Phase.POSTERIOR), (-2.0, Phase.SCOUTING)])
 def test_later_phases_lead_back_to_scouting_where_a_draw_is_above_every_maximum(height, expected):
     """By more than a nat: noise is no maximum. The likelihood has its top at 0."""
