@@ -42,7 +42,7 @@ class TriangularMap:
     Example:
         >>> parabola = Step(1, 0, np.array([-1.0, 0.0, 1.0]), np.array([0.0, 0.0, 4.0, 0.0, 0.0]), np.zeros(5))
         >>> TriangularMap((parabola,)).straighten(np.array([[-1.0, 0.0], [0.0, 0.0], [1.0, 0.0]]))[:, 1].tolist()
-        [0.0, 0.0, -4.0]
+        [0.0, -1.0, -4.0]
 
     References:
         Marzouk et al. (2016), *Sampling via Measure Transport: An Introduction*, Section 3.
