@@ -299,5 +299,6 @@ def measure(
     hessian, gradient = (ahead - behind) / (2 * STEP), np.mean(ahead + behind, axis=0) / 2
     curvatures, axes = np.linalg.eigh(-0.5 * (hessian + hessian.T))
     scale = lower_root(axes / np.sqrt(np.clip(curvatures, 1.0, MAX_CURVATURE)))
-    slope = 0.5 * float(np.sum((scale.T @ gradient) ** 2))
+    with np.errstate(over="ignore"):
+        slope = 0.5 * float(np.sum((scale.T @ gradient) ** 2))
     return Mode(centre, log_density, np.reshape(widths, (-1, 1)) * scale, slope=slope)

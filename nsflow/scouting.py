@@ -159,8 +159,9 @@ def look_ahead(key: Array, state: State, num_draws: int, max_calls: int) -> Stat
     state = replace(state, num_calls=state.num_calls + first.num_calls, has_looked_ahead=True)
     if not first.lost:
         return state
+    num_before = len(state.points.x)
     state = _draw_around(key_first, state, first.lost, num_first)
-    if _likeness(state, first.lost[0], num_first) < LIKE:
+    if _likeness(state, first.lost[0], num_before) < LIKE:
         return state
     rest = {start: size for start, size in starts.items() if start not in first.climbed}
     found = search(replace(state, summits=first.modes), rest, max_calls=max_calls - first.num_calls)
@@ -190,16 +191,15 @@ def _draw_around(key: Array, state: State, modes: tuple[Mode, ...], num_draws: i
     return draw(key, state, {index: num_draws}, np.ones(len(state.points.x), bool))
 
 
-def _likeness(state: State, mode: Mode, num_draws: int) -> float:
+def _likeness(state: State, mode: Mode, num_before: int) -> float:
     r"""Share of a mode's Gaussian that lies where the likelihood is as high as Laplace's approximation has it.
 
     .. math:: \int \min\Bigl(\frac{L \pi}{Z_k}, N_k\Bigr) dx
 
-    by the newest draws, from the wide Gaussian: 1 in a Gaussian problem, 0.57 to 0.9 on LogGammas, 0 to 0.3 on shells
+    by what was drawn of the wide Gaussian since: 1 in a Gaussian problem, 0.57 to 0.9 on LogGammas, 0 to 0.3 on shells
     and ridges b = 2 a^2. Other modes that a draw hits do not count.
     """
-    rows = np.arange(len(state.points.x)) >= len(state.points.x) - num_draws
-    points = state.points.select(rows)
+    points = state.points.select(np.arange(len(state.points.x)) >= num_before)
     log_laplace = mode.log_evidence + Gaussian(mode.centre, mode.scale).log_prob(points.x)
     log_q = state.components[-1].log_prob(points.x)
     log_target = np.minimum(points.log_likelihood + points.log_prior, log_laplace)

@@ -72,10 +72,11 @@ def search(
         num_effective = coverage(state, new)
         share = np.exp(np.minimum([mode.log_evidence - logZ for mode in new], ENDLESS))
         matters, is_stray = share > MIN_SHARE, num_effective < MISSED
+        is_stray &= np.array([mode.is_settled for mode in new], bool)
         basins = np.array([mode.basin for mode in new])
         is_asking = matters & is_stray & (basins > 0)
         wanted = PATIENCE * share[is_asking] * state.points.num_prior / basins[is_asking]
-        new = [mode._replace(is_stray=bool(s) and mode.is_settled) for mode, s in zip(new, is_stray, strict=True)]
+        new = [mode._replace(is_stray=bool(s)) for mode, s in zip(new, is_stray, strict=True)]
         is_lost = matters & (num_effective < MIN_COVERAGE)
         lost = tuple(mode for mode, s in zip(new, is_lost, strict=True) if s)
         found = Search(

@@ -159,7 +159,7 @@ class State:
     modes: tuple[int, ...] = ()  # components on modes that scouting found
     summits: tuple[Mode, ...] = ()  # maxima that scouting has measured
     climbed: tuple[int, ...] = ()  # points from which scouting has climbed
-    num_given: int = 0  # components before the ladder's, of a warm start or ahead of it; each is among `modes` too
+    num_given: int = 0  # components before the ladder's, of a warm start or on maxima found ahead of it
     num_scouts: int = 0  # draws from the prior at which scouting ends if it finds nothing more
     num_explored: int = 0  # likelihood calls of climbs that were made in the place of such draws
     num_rounds: int = 0  # posterior rounds made

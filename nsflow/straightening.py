@@ -14,6 +14,7 @@ RANGE = (0.005, 0.995)  # quantiles between which the knots lie
 MIN_POINTS = 12.0  # effective points for each knot
 GAIN = 0.18  # nats a point that a step must gain a Gaussian; one curve of three may gain 0.2
 SMALLEST = 1e-3  # distance from a line over its root mean square below which its logarithm tells nothing
+MOST_TRIED = 4  # steps that are tried, for each dimension
 NUM_REFITS = 3  # times a line is fitted where it is narrow, and the width around it
 
 
@@ -43,23 +44,24 @@ def fit(x: Float[np.ndarray, "n d"], log_weights: Float[np.ndarray, " n"]) -> Tr
     splines = []
     if 1 / np.sum(weights**2) > MIN_POINTS * NUM_KNOTS:
         splines = [s for j in range(num_dims) if (s := _Spline.of(j, x[:, j], weights)) is not None]
-    y, steps = x.copy(), list[Step]()
+    y, steps, gains = x.copy(), list[Step](), _gains(splines, x, weights)
     descends = np.eye(num_dims, dtype=bool)  # whether i has j among its ancestors, or is j
-    is_refused = np.zeros((2, num_dims, num_dims), bool)
-    while splines:
-        gains = np.where(is_refused | descends.T, 0.0, _gains(splines, y, weights))
-        kind, i, j = np.unravel_index(np.argmax(gains), gains.shape)
-        if not gains[kind, i, j] > GAIN:
+    is_tried = np.zeros((2, num_dims, num_dims), bool)
+    for _ in range(MOST_TRIED * num_dims):
+        allowed = np.where(is_tried | descends.T, 0.0, gains)
+        kind, i, j = np.unravel_index(np.argmax(allowed), allowed.shape)
+        if not allowed[kind, i, j] > GAIN:
             break
         by = next(spline for spline in splines if spline.source == j)
         others = [spline for spline in splines if not descends[spline.source, i]]
         new = [_curve(int(i), y[:, i], by)] if kind == 0 else _width(int(i), y[:, i], by, others)
-        is_refused[kind, i, j] = not new
+        is_tried[kind, i, j] = True  # of few distinct values curve and width would gain for ever, one after the other
         for step in new:
             curve, log_width = step.predict(x[:, step.source])
             y[:, i] = (y[:, i] - curve) * np.exp(-log_width)
             descends |= np.outer(descends[:, i], descends[step.source])
         steps += new
+        gains = _gains(splines, y, weights) if new else gains
     return TriangularMap(tuple(sorted(steps, key=lambda step: -np.sum(descends[step.target]))))
 
 
@@ -76,13 +78,16 @@ class _Spline:
 
     @classmethod
     def of(cls, source: int, x: np.ndarray, weights: np.ndarray) -> "_Spline | None":
-        """Lay the knots at quantiles; None where many values are equal."""
+        """Lay the knots at quantiles; None where many values are equal, or so few that a curve meets each."""
         order = np.argsort(x)
         knots = np.interp(np.linspace(*RANGE, NUM_KNOTS), np.cumsum(weights[order]), x[order])
         if np.min(np.diff(knots)) <= 1e-6 * (knots[-1] - knots[0]):
             return None
         columns, roots = basis(x, knots), np.sqrt(weights)
-        return cls(source, knots, columns, *np.linalg.qr(columns * roots[:, None]), roots)
+        orthogonal, triangle = np.linalg.qr(columns * roots[:, None])
+        if np.min(np.abs(np.diag(triangle))) < 1e-9 * np.abs(triangle[0, 0]):
+            return None
+        return cls(source, knots, columns, orthogonal, triangle, roots)
 
     def explain(self, y: np.ndarray, num_columns: int = NUM_KNOTS + 2) -> np.ndarray:
         """Components of y, or of each of its columns, along the first orthonormal columns."""
@@ -135,7 +140,7 @@ def _width(target: int, y: np.ndarray, by: _Spline, others: Sequence[_Spline]) -
         slopes, distance, parabola = _lines_and_width(lines, y, by, log_width)
         log_width = np.clip(by.columns @ parabola, -STEEPEST, STEEPEST)
         correlations = _partial_correlations(lines, distance, unused, _roots(by, log_width))
-        if -0.5 * np.log(1 - np.max(correlations**2, initial=0.0)) < GAIN:
+        if -0.5 * np.log(max(1 - np.max(correlations**2, initial=0.0), 1e-12)) < GAIN:
             break
         used.append(unused.pop(int(np.argmax(correlations**2))))
     even = distance * np.exp(-log_width)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from nsflow.proposal import Proposal
 
-STEEPEST = 30.0  # nats at which the logarithm of a width is cut off: what a chain of them makes of far points overflows
+STEEPEST = 12.0  # nats at which the log of a width is cut off: of far points those of three sources make 1e16, not 1e39
 
 
 class Step(NamedTuple):

@@ -104,6 +104,30 @@ def test_nothing_is_taken_without_a_curve_or_without_points(points):
     np.testing.assert_array_equal(found.straighten(points), points)
 
 
+@pytest.mark.parametrize("num_values", [7, 8, 10, 50])
+def test_few_distinct_points_are_straightened_once(num_values):
+    """A curve through one value of them all and the width that is left gain for ever, one after the other."""
+    x = np.repeat(np.random.default_rng(7).normal(size=(num_values, 2)), 400 // num_values, axis=0)
+    found = fit(x, np.zeros(len(x)))
+    assert len({(step.target, step.source, bool(np.any(step.log_width))) for step in found.steps}) == len(found.steps)
+    assert np.all(np.isfinite(found.straighten(x)))
+
+
+def test_a_function_of_a_whole_number_is_straightened_once():
+    rng = np.random.default_rng(8)
+    whole = rng.poisson(3, 1000)
+    x = np.column_stack([whole, whole > 4]) + 1e-3 * rng.normal(size=(1000, 2))
+    assert len(fit(x, np.zeros(1000)).steps) <= 4
+
+
+def test_far_points_of_two_widths_can_be_squared_in_single_precision():
+    x = np.random.default_rng(9).normal(size=(2000, 3))
+    x[:, 2] *= np.exp(1.2 * (x[:, 0] + x[:, 1]))
+    found = fit(x, np.zeros(2000))
+    assert pairs(found, widths=True) == {(2, 0), (2, 1)}
+    assert np.max(np.abs(found.straighten(20 * x))) < 1e18
+
+
 def test_two_coordinates_that_tell_each_other_make_one_pair():
     x = ridge(2000, 2)
     x[:, 0] = np.abs(x[:, 0])
