@@ -200,6 +200,8 @@ def _likeness(state: State, mode: Mode, num_before: int) -> float:
     and ridges b = 2 a^2. Other modes that a draw hits do not count.
     """
     points = state.points.select(np.arange(len(state.points.x)) >= num_before)
+    if len(points.x) == 0:  # a Gaussian too narrow for its own inverse
+        return 0.0
     log_laplace = mode.log_evidence + Gaussian(mode.centre, mode.scale).log_prob(points.x)
     log_q = state.components[-1].log_prob(points.x)
     log_target = np.minimum(points.log_likelihood + points.log_prior, log_laplace)
