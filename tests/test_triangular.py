@@ -10,6 +10,7 @@ import nsflow
 from nsflow.components import fit_cheap, straightener_of
 from nsflow.gaussian import Gaussian
 from nsflow.proposal import Mixture
+from nsflow.start import as_start
 from nsflow.straightening import fit
 from nsflow.triangular import Bent, TriangularMap, basis
 
@@ -114,10 +115,15 @@ def test_few_distinct_points_are_straightened_once(num_values):
 
 
 def test_a_function_of_a_whole_number_is_straightened_once():
-    rng = np.random.default_rng(8)
-    whole = rng.poisson(3, 1000)
-    x = np.column_stack([whole, whole > 4]) + 1e-3 * rng.normal(size=(1000, 2))
-    assert len(fit(x, np.zeros(1000)).steps) <= 4
+    """A warm start on a Poisson number and whether it is above four hung."""
+    rng = np.random.default_rng(0)
+    whole = rng.poisson(4, 1000)
+    prior = nsflow.Prior({"whole": dist.Poisson(4.0), "above": dist.Bernoulli(0.5), "other": dist.Normal(0.0, 1.0)})
+    samples = {"whole": 1.0 * whole, "above": 1.0 * (whole > 4), "other": rng.normal(size=1000)}
+    x, log_weights = as_start(samples, prior).latent(prior)
+    found = fit(x, log_weights)
+    assert len({(step.target, step.source, bool(np.any(step.log_width))) for step in found.steps}) == len(found.steps)
+    assert np.all(np.isfinite(found.straighten(x)))
 
 
 def test_far_points_of_two_widths_can_be_squared_in_single_precision():
