@@ -163,14 +163,21 @@ def look_ahead(key: Array, state: State, num_draws: int, max_calls: int) -> Stat
     state = _draw_around(key_first, state, first.lost, num_first)
     if _likeness(state, first.lost[0], num_before) < LIKE:
         return state
+    return _look_further(key_all, state, starts, first, num_draws - num_first, max_calls - first.num_calls)
+
+
+def _look_further(
+    key: Array, state: State, starts: dict[int, float], first: Search, num_draws: int, max_calls: int
+) -> State:
+    """Climb from the other draws, draw from Gaussians on all maxima, and keep these if they propose the posterior."""
     rest = {start: size for start, size in starts.items() if start not in first.climbed}
-    found = search(replace(state, summits=first.modes), rest, max_calls=max_calls - first.num_calls)
+    found = search(replace(state, summits=first.modes), rest, max_calls=max_calls)
     ess = effective_sample_size(state.points.log_posterior_weights)
     share = share_of_evidence(found.modes, -np.inf)
     kept = tuple(mode for mode, s in zip(found.modes, share, strict=True) if s > MIN_SHARE)
-    state = _draw_around(key_all, state, kept, num_draws - num_first)
+    state = _draw_around(key, state, kept, num_draws)
     state = replace(state, num_calls=state.num_calls + found.num_calls)
-    if effective_sample_size(state.points.log_posterior_weights) < ess + WORTHY * (num_draws - num_first):
+    if effective_sample_size(state.points.log_posterior_weights) < ess + WORTHY * num_draws:
         return state
     # What modes ask for is known only now, with an evidence to which theirs compare.
     asked = _num_scouts(state, found._replace(num_scouts=0.0))

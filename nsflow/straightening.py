@@ -41,20 +41,19 @@ def fit(x: Float[np.ndarray, "n d"], log_weights: Float[np.ndarray, " n"]) -> Tr
     num_dims = x.shape[1]
     weights = np.exp(log_weights - np.max(log_weights))
     weights /= np.sum(weights)
-    splines = []
+    splines = dict[int, _Spline]()
     if 1 / np.sum(weights**2) > MIN_POINTS * NUM_KNOTS:
-        splines = [s for j in range(num_dims) if (s := _Spline.of(j, x[:, j], weights)) is not None]
+        splines = {j: s for j in range(num_dims) if (s := _Spline.of(j, x[:, j], weights)) is not None}
     y, steps, gains = x.copy(), list[Step](), _gains(splines, x, weights)
     descends = np.eye(num_dims, dtype=bool)  # whether i has j among its ancestors, or is j
     is_tried = np.zeros((2, num_dims, num_dims), bool)
     for _ in range(MOST_TRIED * num_dims):
         allowed = np.where(is_tried | descends.T, 0.0, gains)
-        kind, i, j = np.unravel_index(np.argmax(allowed), allowed.shape)
+        kind, i, j = map(int, np.unravel_index(np.argmax(allowed), allowed.shape))
         if not allowed[kind, i, j] > GAIN:
             break
-        by = next(spline for spline in splines if spline.source == j)
-        others = [spline for spline in splines if not descends[spline.source, i]]
-        new = [_curve(int(i), y[:, i], by)] if kind == 0 else _width(int(i), y[:, i], by, others)
+        others = [spline for k, spline in splines.items() if not descends[k, i]]
+        new = [_curve(i, y[:, i], splines[j])] if kind == 0 else _width(i, y[:, i], splines[j], others)
         is_tried[kind, i, j] = True  # of few distinct values curve and width would gain for ever, one after the other
         for step in new:
             curve, log_width = step.predict(x[:, step.source])
@@ -101,7 +100,7 @@ class _Spline:
         return coefficients
 
 
-def _gains(splines: Sequence[_Spline], y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _gains(splines: dict[int, _Spline], y: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Nats that the curve, and the width, of each coordinate by each other one gain a Gaussian, shape ``(2, d, d)``.
 
     A curve gains half the log of the variance that a straight line leaves over what it leaves itself, a width about the
@@ -114,11 +113,11 @@ def _gains(splines: Sequence[_Spline], y: np.ndarray, weights: np.ndarray) -> np
     precision = np.linalg.inv(offset.T @ (offset * weights[:, None]) + 1e-9 * np.eye(num_dims))
     log_distance = _log_distance(offset @ (precision / np.diag(precision)), weights)
     gains = np.zeros((2, num_dims, num_dims))
-    for spline in splines:
+    for j, spline in splines.items():
         explained = spline.explain(offset) ** 2
         line = np.maximum(1 - np.sum(explained[:2], axis=0), 1e-12)
-        gains[0, :, spline.source] = -0.5 * np.log(np.maximum(1 - np.sum(explained[2:], axis=0) / line, 1e-12))
-        gains[1, :, spline.source] = np.sum(spline.explain(log_distance, 3)[1:] ** 2, axis=0)
+        gains[0, :, j] = -0.5 * np.log(np.maximum(1 - np.sum(explained[2:], axis=0) / line, 1e-12))
+        gains[1, :, j] = np.sum(spline.explain(log_distance, 3)[1:] ** 2, axis=0)
     return gains
 
 
