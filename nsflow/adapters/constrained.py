@@ -20,6 +20,9 @@ from nsflow.base import normal_rows
 from nsflow.online import Draws, Learner, Online
 
 
+SCARCE = 0.1  # share of the draws above the contour below which the others teach the flow too
+
+
 class Health(NamedTuple):
     """How the inner kernel has been doing; running means over about ten steps."""
 
@@ -360,9 +363,10 @@ class Rejection(AbstractInnerKernel):
 
 def _survivors(key: Array, live: StateWithLogLikelihood, contour: Array, num: int) -> StateWithLogLikelihood:
     """Random live points above the contour; random live points if all lie on it."""
-    is_above = live.loglikelihood > contour
-    share = jnp.where(jnp.any(is_above), is_above, True).astype(live.loglikelihood.dtype)
-    index = jax.random.choice(key, len(share), (num,), p=share / jnp.sum(share))
+    num_live, num_above = len(live.loglikelihood), jnp.sum(live.loglikelihood > contour)
+    # `jax.random.choice` takes half a second to compile.
+    place = jax.random.randint(key, (num,), 0, jnp.where(num_above > 0, num_above, num_live))
+    index = jnp.argsort(-live.loglikelihood)[place]
     return jax.tree.map(lambda a: a[index], live)
 
 
@@ -383,8 +387,10 @@ def _propose(
     learner = problem.learner
     draws = learner.draw(key, proposal, num)
     particles = jax.vmap(partial(problem.init_state, loglikelihood_birth=jnp.nan))(draws.x)
-    # The density of a proposal that the contour refuses is never asked for; those below it are half of them.
-    is_wanted = (particles.loglikelihood > contour) | (jnp.arange(num) >= num - num_training)
+    # The density of a draw below the contour is asked for only where so few lie above that it helps to train the flow.
+    is_above = particles.loglikelihood > contour
+    is_scarce = jnp.sum(is_above) < SCARCE * num
+    is_wanted = is_above | is_scarce & (jnp.arange(num) >= num - num_training)
     placed = learner.place(proposal, draws, flatten(chains.position), is_wanted)
     drawn, known = (jax.tree.map(lambda a, rows=rows: a[rows], placed) for rows in (slice(num), slice(num, None)))
     log_weight = particles.logdensity - drawn.log_prob

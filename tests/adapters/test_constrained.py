@@ -186,6 +186,16 @@ def test_draws_estimate_the_mass_above_the_contour():
     assert abs(np.mean(weights) - truth) < 3.9 * np.std(weights) / np.sqrt(len(weights)) < 0.02
 
 
+@pytest.mark.parametrize(("name", "is_scarce"), [("fitting", False), ("wide", True)])
+def test_draws_below_the_contour_are_weighed_where_few_lie_above(name, is_scarce):
+    """No flow learns from them else, and the evidence of the draws has no use for them."""
+    _, _, moves = apply(IndependenceMH(), FLOWS[name], seed=9)
+    inside = np.all(np.abs(np.asarray(moves.training_draws.x)) < 1, axis=1)
+    below = inside & (np.asarray(moves.training_draws.log_likelihood) <= 0)
+    assert np.sum(below) > 50
+    assert np.all(np.isfinite(np.asarray(moves.training_draws.log_weight)[below]) == is_scarce)
+
+
 def test_mixture_adds_slices_only_while_it_is_poor():
     _, _, good = apply(Mixture(num_slices=2), FLOWS["fitting"], seed=5, acceptance=0.9)
     _, _, poor = apply(Mixture(num_slices=2), FLOWS["fitting"], seed=5, acceptance=0.01)
