@@ -11,7 +11,7 @@ from scipy import stats
 from nsflow.ellipsoids import around
 from nsflow.flow import Flow
 from nsflow.modes import Mode
-from nsflow.online import Draws, Learner, _emphasise, _training_set
+from nsflow.online import CHOOSE_EVERY, Draws, Learner, _emphasise, _sorted, _training_set
 from nsflow.precision import standard_promotion
 from nsflow.velocity import Architecture
 
@@ -139,8 +139,8 @@ def test_a_draw_without_a_density_of_the_flow_is_none_beside_ellipsoids(trained,
     """An inverse may lead back without having settled; a density of zero became a weight of infinity."""
     pull = Learner.pull
 
-    def unsettled(learner, online, x, is_wanted):
-        z, log_prob = pull(learner, online, x, is_wanted)
+    def unsettled(learner, online, x, is_wanted, origin):
+        z, log_prob = pull(learner, online, x, is_wanted, origin)
         return z, jnp.where(x[:, 0] < 0.5, jnp.nan, log_prob)
 
     monkeypatch.setattr(Learner, "pull", unsettled)
@@ -191,11 +191,13 @@ def test_draws_that_were_not_made_teach_nothing():
     draws = live(jax.random.key(2), 40)._replace(log_weight=jnp.full(40, jnp.nan, jnp.float32))
     pool = SMALL.observe(online, draws).pool
     assert np.sum(np.asarray(pool.log_weight) > -np.inf) == 40
-    assert np.isfinite(np.asarray(_training_set(pool, 0.0, 10.0)[1])).all()
+    assert np.isfinite(np.asarray(_training_set(_sorted(pool)[0], 0.0, 10.0)[1])).all()
 
 
 def test_training_set_is_weighted_draws_above_the_contour():
-    pool = live(jax.random.key(1), 1000)._replace(log_weight=jnp.full(1000, 3.0, jnp.float32))
+    pool, order = _sorted(live(jax.random.key(1), 1000)._replace(log_weight=jnp.full(1000, 3.0, jnp.float32)))
+    assert np.all(np.diff(pool.log_likelihood) <= 0)
+    assert sorted(order.tolist()) == list(range(1000))
     x, weights = _training_set(pool, 1.0, 100.0)
     used = np.asarray(weights) > 0
     assert used.tolist() == (np.asarray(pool.log_likelihood) > 1.0).tolist()
@@ -207,7 +209,7 @@ def test_training_set_is_weighted_draws_above_the_contour():
     ("contour", "min_ess", "expected"), [(1.9, 400.0, 400), (5.0, 400.0, 400), (1.0, 2000.0, 1000)]
 )
 def test_too_few_draws_above_the_contour_are_joined_by_the_next_below(contour, min_ess, expected):
-    pool = live(jax.random.key(1), 1000)._replace(log_weight=jnp.full(1000, 3.0, jnp.float32))
+    pool, _ = _sorted(live(jax.random.key(1), 1000)._replace(log_weight=jnp.full(1000, 3.0, jnp.float32)))
     _, weights = _training_set(pool, contour, min_ess)
     used = np.asarray(weights) > 0
     assert used.sum() == pytest.approx(expected, abs=1)  # rounding of the cumulated weights
@@ -233,14 +235,40 @@ def test_training_on_weighted_draws_recovers_the_target():
 
 def test_emphasis_is_a_power_of_the_mass_above():
     """Of n equal weights the k-th from the top has the mass k / n; equal heights share theirs."""
-    height = jnp.asarray([3.0, 0.0, 2.0, 1.0, 2.0])
+    height = jnp.asarray([3.0, 2.0, 2.0, 1.0, 0.0])
     weights = np.asarray(_emphasise(jnp.full(5, 0.2), height, 0.5))
-    expected = np.array([0.2, 1.0, 0.6, 0.8, 0.6]) ** -0.5
+    expected = np.array([0.2, 0.6, 0.6, 0.8, 1.0]) ** -0.5
     np.testing.assert_allclose(weights, expected / np.sum(expected), rtol=1e-5)
     np.testing.assert_allclose(_emphasise(jnp.full(5, 0.2), height, 0.0), 0.2, rtol=1e-6)
 
 
 def test_training_points_far_above_the_contour_are_not_without_bound():
-    top = np.asarray(_emphasise(jnp.full(100_000, 1e-5), jnp.arange(100_000.0), 0.6))
-    assert np.sum(top[-1000:]) < 1.01 * 0.01**0.4  # of X^-0.6 dX, whose integral is X^0.4
-    assert top[-1] == pytest.approx(top[-1000], rel=1e-2)
+    top = np.asarray(_emphasise(jnp.full(100_000, 1e-5), -jnp.arange(100_000.0), 0.6))
+    assert np.sum(top[:1000]) < 1.01 * 0.01**0.4  # of X^-0.6 dX, whose integral is X^0.4
+    assert top[0] == pytest.approx(top[999], rel=1e-2)
+
+
+def test_a_network_is_trained_at_length_where_it_is_useful():
+    """The first training has its own number of rounds, others have one, or more beyond half a nat of gain."""
+    learner = replace(SMALL, num_steps=5, first_rounds=3, num_rounds=4)
+    train = standard_promotion(jax.jit(learner.train))
+    online = train(jax.random.key(2), learner.init(jax.random.key(1), live(jax.random.key(0), 200)), -jnp.inf)
+    count = lambda online: int(online.training.optimizer[1].count)  # noqa: E731
+    assert count(online) == 15
+    for gain, rounds in ((0.4, 1), (0.6, 4)):
+        later = train(jax.random.key(3), online._replace(gain=jnp.float32(gain)), -jnp.inf)
+        assert count(later) == 15 + 5 * rounds
+
+
+def test_integration_steps_are_chosen_now_and_then_or_when_asked():
+    learner = replace(SMALL, num_steps=5, first_rounds=1, num_rounds=1)
+    online = learner.init(jax.random.key(1), live(jax.random.key(0), 200))
+    train = standard_promotion(jax.jit(learner.train))
+    gains = []
+    for i in range(CHOOSE_EVERY + 1):
+        online = train(jax.random.key(i), online, -jnp.inf)
+        gains.append(float(online.gain))
+    assert gains[0] != 0
+    assert set(gains[:-1]) == {gains[0]}
+    assert gains[-1] != gains[0]
+    assert float(train(jax.random.key(9), online, -jnp.inf, 1).gain) != gains[-1]

@@ -291,7 +291,7 @@ def retrain(
     rng_key: Array,
     state: AdaptiveNSState,
     learner: Learner = Learner(),  # noqa: B008
-    num_rounds: int = 10,
+    num_rounds: int = 40,
 ) -> AdaptiveNSState:
     """Train the flow between two steps; the tree keeps its shapes and dtypes, so that nothing is compiled anew.
 
@@ -377,8 +377,6 @@ def _train(rng_key: Array, state: AdaptiveNSState, learner: Learner, num_rounds:
     """Train the flow on what lies above the lowest live point, and forget the largest weight of the one before."""
     proposal: Any = state.inner_kernel_params["proposal"]
     health: Any = state.inner_kernel_params["health"]
-    if num_rounds is None:
-        num_rounds = jnp.where(health.num_steps == 0, learner.first_rounds, 1)
     contour = jnp.min(state.particles.loglikelihood)
     proposal = learner.train(rng_key, proposal, contour, num_rounds)
     health = health._replace(log_envelope=jnp.full_like(health.log_envelope, -jnp.inf))
