@@ -170,7 +170,7 @@ class Learner:
             key: JAX random key.
             online: The flow so far.
             contour: Log-likelihood in nats that the points are to exceed.
-            num_rounds: How many times `num_steps` gradient steps are made, may be traced; as the options say if left out.
+            num_rounds: How many times `num_steps` gradient steps are made; may be traced. By the options if left out.
 
         Returns:
             The flow, with new centre, scale, weights and number of integration steps.
@@ -348,7 +348,7 @@ def _sorted(pool: Draws) -> tuple[Draws, Array]:
 
 
 def _training_set(pool: Draws, contour: Any, min_ess: float) -> tuple[Array, Array]:
-    """Sorted points with normalised weights: those above the contour, or the highest that have enough effective ones."""
+    """Sorted points with normalised weights: those above the contour, or the highest with enough effective ones."""
     is_above = pool.log_likelihood > contour
     log_weight = jnp.where(is_above, pool.log_weight, -jnp.inf)
     log_weight = jnp.where(jnp.any(log_weight > -jnp.inf), log_weight, pool.log_weight)

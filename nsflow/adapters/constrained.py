@@ -19,7 +19,6 @@ from nsflow.adapters.slices import NUM_BEFORE, slice_moves
 from nsflow.base import normal_rows
 from nsflow.online import Draws, Learner, Online
 
-
 SCARCE = 0.1  # share of the draws above the contour below which the others teach the flow too
 
 
