@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
-from jax.scipy.special import logsumexp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
@@ -17,6 +16,7 @@ from nsflow.ellipsoids import Ellipsoids, around
 from nsflow.flow import Flow
 from nsflow.objective import FlowMatching
 from nsflow.path import AbstractPath, TrigonometricPath
+from nsflow.pool import Draws, Pool
 from nsflow.precision import full_precision
 from nsflow.train import TrainState, resample, start, train_steps
 from nsflow.velocity import Architecture
@@ -24,18 +24,9 @@ from nsflow.velocity import Architecture
 MAX_NEWTON = 3  # steps after which a point counts as having no inverse; it is then neither drawn nor left
 MAX_DISTANCE = 1e-3  # between a draw's base point and what its inverse leads back to
 NUM_HELD_OUT = 128  # points that choose the number of integration steps
-SMALLEST_MASS = 0.01  # share of the training points that is not emphasised within: a few dozen effective points
 CHOOSE_EVERY = 4  # trainings to one choice of the number of integration steps, which takes as long as three of them
 USEFUL = 0.5  # nats of held-out density over the base's beyond which a network is trained at length
 WORTHWHILE = 0.1  # nats of held-out density that twice as many integration steps must gain
-
-
-class Draws(NamedTuple):
-    """Evaluated points with importance weights."""
-
-    x: Float[Array, "n d"]
-    log_likelihood: Float[Array, " n"]  # nats
-    log_weight: Float[Array, " n"]  # log of prior over proposal density, nats; -inf for what cannot be used
 
 
 class Online(NamedTuple):
@@ -43,8 +34,7 @@ class Online(NamedTuple):
 
     flow: Flow
     training: TrainState
-    pool: Draws  # the most recent draws, a ring
-    num_observed: Array  # draws so far
+    pool: Pool  # what it learns from
     num_trainings: Array  # so far
     num_steps: Array  # integration steps that the network wants
     gain: Array  # held-out log-density over that of the base, nats; the network is used where it is positive
@@ -90,8 +80,8 @@ class Learner:
         first_rounds: Rounds of the first training; in a cube of ten dimensions 500 gradient steps left 0.16 of the
             proposals accepted, 3000 left 0.43.
         num_rounds: Rounds of another one while the network gains half a nat over the base; one is made while it does
-            not. Some 1500 effective points are soon learnt by heart: on Neal's funnel, one round left the network 0.1
-            nats better than the base and four left it 0.1 worse. Where it matters they pay: one round instead of
+            not. Some 1500 effective points are soon learnt by heart: on Neal's funnel, one round left the network about
+            0.1 nats better than the base and four left it 0.1 worse. Where it matters they pay: one round instead of
             four took the share of proposals accepted on mixture-5 from 0.42 to 0.37.
         learning_rate: Constant rate of these.
         batch_size: Points in one of them.
@@ -141,27 +131,17 @@ class Learner:
         """
         num_live, num_dims = live.x.shape
         velocity = (self.architecture or _architecture(num_dims)).init(key, num_dims, self.path)
-        missing = (self.pool_size - 1) * num_live
-        pool = Draws(
-            jnp.pad(live.x, ((0, missing), (0, 0))),
-            jnp.pad(live.log_likelihood, (0, missing), constant_values=-jnp.inf),
-            jnp.pad(live.log_weight, (0, missing), constant_values=-jnp.inf),
-        )
         mean, scale = _frame(live.x, jnp.full_like(live.log_weight, 1 / num_live))
         flow = Flow(velocity, mean, scale, jnp.int32(0))
         zero = jnp.zeros((), live.x.dtype)
         nowhere = around([], np.zeros(0), 0, live.x.dtype, num_dims)
-        return Online(flow, start(velocity), pool, jnp.int32(num_live), jnp.int32(0), jnp.int32(2), zero, nowhere)
+        pool = Pool.start(live, self.pool_size * num_live)
+        return Online(flow, start(velocity), pool, jnp.int32(0), jnp.int32(2), zero, nowhere)
 
     @staticmethod
     def observe(online: Online, draws: Draws) -> Online:
         """Put draws in the place of the oldest; a log-weight of NaN is that of a draw that was not made."""
-        size = len(online.pool.log_weight)
-        draws = draws._replace(log_weight=jnp.where(draws.log_weight < jnp.inf, draws.log_weight, -jnp.inf))
-        newest = jax.tree.map(lambda column: column[-size:], draws)
-        index = (online.num_observed + jnp.arange(len(newest.log_weight))) % size
-        pool = jax.tree.map(lambda old, new: jnp.asarray(old).at[index].set(new), online.pool, newest)
-        return online._replace(pool=pool, num_observed=online.num_observed + len(newest.log_weight))
+        return online._replace(pool=online.pool.observe(draws))
 
     def train(self, key: Array, online: Online, contour: Any, num_rounds: Any = None) -> Online:
         """Learn the prior above a contour, starting from the weights as they are.
@@ -179,12 +159,11 @@ class Learner:
         if not is_asked:
             later = jnp.where(online.gain > USEFUL, self.num_rounds, 1)
             num_rounds = jnp.where(online.num_trainings == 0, self.first_rounds, later)
-        pool, order = _sorted(self._without_live(online))
-        x, weights = _training_set(pool, contour, len(order) / self.pool_size / 4)
-        weights = _emphasise(weights, pool.log_likelihood, self.emphasis)
+        num_live = len(online.pool.draws.x) // self.pool_size
+        x, weights, place = online.pool.training_set(num_live, contour, self.emphasis)
         mean, scale = _frame(x, weights)
         white = solve_triangular(scale, (x - mean[None]).T, lower=True).T
-        is_held_out = order % 10 == 0  # a draw keeps its place in the ring, and so its part
+        is_held_out = place % 10 == 0  # a draw stays in its place, and in its part
         key_score, key_steps = jax.random.split(key)
         rows = white.astype(jnp.float32)
         quantiles = _quantiles(jnp.where(is_held_out, 0, weights)).astype(jnp.float32)
@@ -232,14 +211,6 @@ class Learner:
         scores = jax.lax.map(score, candidates)
         best = jnp.argmax(scores - WORTHWHILE * jnp.arange(3, dtype=scores.dtype))
         return candidates[best], scores[best] - jnp.mean(jax.vmap(self.base.log_prob)(held_out))
-
-    def _without_live(self, online: Online) -> Draws:
-        """The pool without the first live points, once there are as many draws: the sampler moves those."""
-        size = len(online.pool.x)
-        num_live, rows = size // self.pool_size, jnp.arange(size)
-        is_live = (rows < num_live) & (rows + size >= online.num_observed)
-        is_left_out = is_live & (online.num_observed >= 2 * num_live)
-        return online.pool._replace(log_weight=jnp.where(is_left_out, -jnp.inf, online.pool.log_weight))
 
     def sample_and_log_prob(self, key: Array, online: Online, num_samples: int) -> tuple[Array, Array]:
         """Draw points, ``(n, d)``, with their log-density in nats; NaN where the map folds.
@@ -341,39 +312,9 @@ def _architecture(num_dims: int) -> Architecture:
     return Architecture(width, depth, (), (1.0, 2.0))
 
 
-def _sorted(pool: Draws) -> tuple[Draws, Array]:
-    """The pool from the highest likelihood down, and where each of its draws is in the ring."""
-    order = jnp.argsort(-pool.log_likelihood)
-    return Draws(*(column[order] for column in pool)), order
-
-
-def _training_set(pool: Draws, contour: Any, min_ess: float) -> tuple[Array, Array]:
-    """Sorted points with normalised weights: those above the contour, or the highest with enough effective ones."""
-    is_above = pool.log_likelihood > contour
-    log_weight = jnp.where(is_above, pool.log_weight, -jnp.inf)
-    log_weight = jnp.where(jnp.any(log_weight > -jnp.inf), log_weight, pool.log_weight)
-    # As `points.truncate`: no draw can be most of a training set.
-    cap = logsumexp(log_weight) - 0.5 * jnp.log(jnp.sum(log_weight > -jnp.inf).astype(log_weight.dtype))
-    weights = jnp.exp(jnp.minimum(pool.log_weight, cap) - cap)
-    ess = jnp.cumsum(weights) ** 2 / jnp.maximum(jnp.cumsum(weights**2), jnp.finfo(weights.dtype).tiny)
-    lowest = pool.log_likelihood[jnp.argmax((ess >= min_ess) | (ess >= jnp.max(ess)))]
-    weights = jnp.where(is_above | (pool.log_likelihood >= lowest), weights, jnp.zeros_like(weights))
-    weights = weights / jnp.sum(weights)
-    return jnp.where(weights[:, None] > 0, pool.x, jnp.zeros_like(pool.x)), weights
-
-
 def _agree(recovered: Array, z: Array) -> Array:
     """Whether base points that inverses lead back to are those that were carried forward."""
     return jnp.max(jnp.abs(recovered - z), axis=1) < MAX_DISTANCE
-
-
-def _emphasise(weights: Array, log_likelihood: Array, exponent: float) -> Array:
-    """Weights, sorted, times a power of the prior mass above each: a mixture of the priors above contours from here."""
-    # Points of one height have all the same mass above.
-    last = jnp.searchsorted(-log_likelihood, -log_likelihood, side="right") - 1
-    mass = jnp.cumsum(weights)[last]
-    weights = weights * jnp.maximum(mass, SMALLEST_MASS) ** -exponent
-    return weights / jnp.sum(weights)
 
 
 @full_precision

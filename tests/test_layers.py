@@ -14,7 +14,7 @@ ORDER = (
     "prior", "batch", "failure", "workers", "host", "journal", "likelihood", "gaussian", "modes",
     "base", "pushforward", "path", "schedule", "process", "coupling", "ode",
     "objective", "score_matching", "action_matching", "maximum_likelihood", "velocity", "train", "flow",
-    "energy", "langevin", "sde", "proposal", "triangular", "surrogate", "ellipsoids", "online",
+    "energy", "langevin", "sde", "proposal", "triangular", "surrogate", "ellipsoids", "pool", "online",
     "evidence", "kernels", "wide", "estimator", "thinning", "points", "straightening", "fresh", "state", "progress",
     "components", "search", "scouting", "ladder", "ridges", "posterior", "frozen",
     "volumes", "files", "versions", "results", "summary", "start", "codec", "manifest", "identity", "checkpoint",

@@ -11,7 +11,8 @@ from scipy import stats
 from nsflow.ellipsoids import around
 from nsflow.flow import Flow
 from nsflow.modes import Mode
-from nsflow.online import CHOOSE_EVERY, Draws, Learner, _emphasise, _sorted, _training_set
+from nsflow.online import CHOOSE_EVERY, Learner
+from nsflow.pool import Draws
 from nsflow.precision import standard_promotion
 from nsflow.velocity import Architecture
 
@@ -118,14 +119,6 @@ def test_shares_and_exponents_out_of_range_are_named(options):
         Learner(**options)
 
 
-def test_a_draw_without_a_density_teaches_nothing():
-    """A weight of infinity once turned the flow into NaN."""
-    points = live(jax.random.key(0), 40)
-    draws = points._replace(log_weight=points.log_weight.at[:3].set(jnp.asarray([jnp.nan, jnp.inf, -jnp.inf])))
-    pool = SMALL.observe(SMALL.init(jax.random.key(1), points), draws).pool
-    assert np.all(np.asarray(pool.log_weight)[40:43] == -np.inf)
-
-
 def test_a_map_that_folds_gives_nan_and_no_density(trained):
     folded = Flow.from_velocity(lambda t, x: 40 * jnp.sin(9 * x), 2, num_steps=1)
     folded = replace(folded, mean=jnp.zeros(2, jnp.float32), scale=jnp.eye(2, dtype=jnp.float32))
@@ -154,68 +147,6 @@ def test_a_draw_without_a_density_of_the_flow_is_none_beside_ellipsoids(trained,
     assert not np.any(np.isinf(log_q))
 
 
-def test_live_points_train_until_there_are_as_many_draws():
-    points = live(jax.random.key(0), 40)
-    online = SMALL.init(jax.random.key(1), points)
-    assert np.sum(np.asarray(SMALL._without_live(online).log_weight) > -np.inf) == 40
-    online = SMALL.observe(online, jax.tree.map(lambda a: a[:39], points))
-    assert np.sum(np.asarray(SMALL._without_live(online).log_weight) > -np.inf) == 79
-    online = SMALL.observe(online, jax.tree.map(lambda a: a[:1], points))
-    kept = np.asarray(SMALL._without_live(online).log_weight) > -np.inf
-    assert np.array_equal(kept, (np.arange(40 * 16) >= 40) & (np.arange(40 * 16) < 80))
-    # Once around the ring the first rows are draws like the others.
-    for _ in range(15):
-        online = SMALL.observe(online, points)
-    assert np.all(np.asarray(SMALL._without_live(online).log_weight) > -np.inf)
-
-
-def test_the_pool_forgets_the_oldest_draws():
-    points = live(jax.random.key(0), 40)
-    online = replace(SMALL, pool_size=2).init(jax.random.key(1), points)
-    for step in range(5):
-        online = SMALL.observe(
-            online, live(jax.random.key(step), 30)._replace(log_likelihood=jnp.full(30, float(step)))
-        )
-    kept = np.sort(np.asarray(online.pool.log_likelihood))
-    assert kept.tolist() == 20 * [2.0] + 30 * [3.0] + 30 * [4.0]
-
-
-def test_more_draws_than_the_pool_holds_keep_the_newest():
-    online = replace(SMALL, pool_size=1).init(jax.random.key(1), live(jax.random.key(0), 40))
-    draws = live(jax.random.key(2), 100)._replace(log_likelihood=jnp.arange(100, dtype=jnp.float32))
-    assert np.sort(np.asarray(SMALL.observe(online, draws).pool.log_likelihood)).tolist() == list(range(60, 100))
-
-
-def test_draws_that_were_not_made_teach_nothing():
-    online = SMALL.init(jax.random.key(1), live(jax.random.key(0), 40))
-    draws = live(jax.random.key(2), 40)._replace(log_weight=jnp.full(40, jnp.nan, jnp.float32))
-    pool = SMALL.observe(online, draws).pool
-    assert np.sum(np.asarray(pool.log_weight) > -np.inf) == 40
-    assert np.isfinite(np.asarray(_training_set(_sorted(pool)[0], 0.0, 10.0)[1])).all()
-
-
-def test_training_set_is_weighted_draws_above_the_contour():
-    pool, order = _sorted(live(jax.random.key(1), 1000)._replace(log_weight=jnp.full(1000, 3.0, jnp.float32)))
-    assert np.all(np.diff(pool.log_likelihood) <= 0)
-    assert sorted(order.tolist()) == list(range(1000))
-    x, weights = _training_set(pool, 1.0, 100.0)
-    used = np.asarray(weights) > 0
-    assert used.tolist() == (np.asarray(pool.log_likelihood) > 1.0).tolist()
-    assert np.asarray(weights)[used] == pytest.approx(1 / used.sum(), rel=1e-4)
-    assert np.asarray(x)[used] == pytest.approx(np.asarray(pool.x)[used])
-
-
-@pytest.mark.parametrize(
-    ("contour", "min_ess", "expected"), [(1.9, 400.0, 400), (5.0, 400.0, 400), (1.0, 2000.0, 1000)]
-)
-def test_too_few_draws_above_the_contour_are_joined_by_the_next_below(contour, min_ess, expected):
-    pool, _ = _sorted(live(jax.random.key(1), 1000)._replace(log_weight=jnp.full(1000, 3.0, jnp.float32)))
-    _, weights = _training_set(pool, contour, min_ess)
-    used = np.asarray(weights) > 0
-    assert used.sum() == pytest.approx(expected, abs=1)  # rounding of the cumulated weights
-    assert np.min(pool.log_likelihood[used]) >= np.max(pool.log_likelihood[~used], initial=-np.inf)
-
-
 @pytest.mark.slow
 def test_training_on_weighted_draws_recovers_the_target():
     """Draws from a wide normal, weighted to a uniform square; false-alarm rate 1e-4."""
@@ -231,21 +162,6 @@ def test_training_on_weighted_draws_recovers_the_target():
     weights = np.exp(-np.asarray(log_q, np.float64)[inside])
     resampled = np.asarray(x)[inside][np.random.default_rng(0).choice(inside.sum(), 1000, p=weights / weights.sum()), 0]
     assert stats.kstest(resampled / 2 + 0.5, "uniform").pvalue > 1e-4
-
-
-def test_emphasis_is_a_power_of_the_mass_above():
-    """Of n equal weights the k-th from the top has the mass k / n; equal heights share theirs."""
-    height = jnp.asarray([3.0, 2.0, 2.0, 1.0, 0.0])
-    weights = np.asarray(_emphasise(jnp.full(5, 0.2), height, 0.5))
-    expected = np.array([0.2, 0.6, 0.6, 0.8, 1.0]) ** -0.5
-    np.testing.assert_allclose(weights, expected / np.sum(expected), rtol=1e-5)
-    np.testing.assert_allclose(_emphasise(jnp.full(5, 0.2), height, 0.0), 0.2, rtol=1e-6)
-
-
-def test_training_points_far_above_the_contour_are_not_without_bound():
-    top = np.asarray(_emphasise(jnp.full(100_000, 1e-5), -jnp.arange(100_000.0), 0.6))
-    assert np.sum(top[:1000]) < 1.01 * 0.01**0.4  # of X^-0.6 dX, whose integral is X^0.4
-    assert top[0] == pytest.approx(top[999], rel=1e-2)
 
 
 def test_a_network_is_trained_at_length_where_it_is_useful():

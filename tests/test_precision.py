@@ -13,8 +13,9 @@ from nsflow.energy import EnergyModel
 from nsflow.flow import Flow
 from nsflow.gaussian import Gaussian
 from nsflow.kernels import Kernels
-from nsflow.online import Draws, Learner
+from nsflow.online import Learner
 from nsflow.path import TrigonometricPath
+from nsflow.pool import Draws
 from nsflow.velocity import Architecture
 
 PATH, WHITE = TrigonometricPath(), Gaussian(np.zeros(2), np.eye(2))

@@ -40,7 +40,8 @@ from nsflow.adapters.nested import (
     nested_samples,
 )
 from nsflow.ellipsoids import Ellipsoids
-from nsflow.online import Draws, Learner
+from nsflow.online import Learner
+from nsflow.pool import Draws
 from nsflow.precision import standard_promotion
 
 __all__ = [

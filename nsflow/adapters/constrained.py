@@ -17,7 +17,8 @@ from jaxtyping import Array, Float
 
 from nsflow.adapters.slices import NUM_BEFORE, slice_moves
 from nsflow.base import normal_rows
-from nsflow.online import Draws, Learner, Online
+from nsflow.online import Learner, Online
+from nsflow.pool import Draws
 
 SCARCE = 0.1  # share of the draws above the contour below which the others teach the flow too
 

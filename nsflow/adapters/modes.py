@@ -15,7 +15,8 @@ from nsflow.adapters.constrained import flatten
 from nsflow.adapters.nested import LostMode, NestedResult
 from nsflow.ellipsoids import Ellipsoids, around
 from nsflow.modes import Mode, ascend, basins, highest_mode, isolation, measure, share_of_evidence
-from nsflow.online import Draws, Learner
+from nsflow.online import Learner
+from nsflow.pool import Draws
 from nsflow.precision import float64
 
 MIN_SHARE = 0.01  # of the evidence that makes a mode worth an alarm

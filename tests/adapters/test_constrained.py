@@ -14,7 +14,8 @@ from nsflow.adapters.constrained import Health, IndependenceMH, LatentSlice, Mix
 from nsflow.ellipsoids import around
 from nsflow.flow import Flow
 from nsflow.modes import Mode
-from nsflow.online import Draws, Learner
+from nsflow.online import Learner
+from nsflow.pool import Draws
 from nsflow.precision import standard_promotion
 from nsflow.velocity import Architecture
 
