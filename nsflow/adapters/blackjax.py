@@ -82,8 +82,8 @@ class UpdateInfo(NamedTuple):
     log_likelihood
         Of each draw of the flow, nats, shape ``(num_draws,)``.
     log_weight
-        Log prior density minus log flow density of each, nats; -inf outside the prior and for proposals below the
-        contour, NaN where none was drawn.
+        Log prior density minus log flow density of each, nats; -inf outside the prior and, unless hardly any draw lies
+        above it, below the contour; NaN where none was drawn.
     """
 
     acceptance: Array

@@ -381,8 +381,8 @@ def _propose(
 ) -> tuple[Draws, tuple[_Latent, _Latent, Array]]:
     """Draw from the flow and evaluate, and see where chains stand; a draw without a density has weight zero.
 
-    The last `num_training` of the draws have their weights below the contour too. Returns the draws, their particles,
-    the chains, and the log-weights of these.
+    Where few lie above the contour the last `num_training` of the draws have their weights below it too. Returns the
+    draws, their particles, the chains, and the log-weights of these.
     """
     learner = problem.learner
     draws = learner.draw(key, proposal, num)
