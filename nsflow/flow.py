@@ -26,7 +26,6 @@ from nsflow.velocity import Architecture, as_velocity
 
 CHUNK = 256  # points evaluated at once, so that one compiled shape serves every batch
 NUM_CORRECTIONS = 2  # of the way back, before the Jacobian
-NEAR = 0.01  # between the end of a corrected way back and the point that Newton's method would find from there
 MAX_NEWTON = 10  # steps after which a point counts as having no inverse
 
 
@@ -139,18 +138,14 @@ class Flow:
         """Carry base points to the data, shape ``(n, d)`` to ``(n, d)``."""
         return _by_chunks(_forward, self, z)
 
-    def inverse(
-        self, x: Float[Any, "n d"], max_steps: int = MAX_NEWTON, is_wanted: Any = None, origin: Any = None
-    ) -> Preimage:
+    def inverse(self, x: Float[Any, "n d"], max_steps: int = MAX_NEWTON, is_wanted: Any = None) -> Preimage:
         """Carry points back to the base, with the log-determinant of the way forward; NaN after `max_steps` of Newton.
 
         Whether a point has an inverse must not depend on how it was come by: compare densities of equal `max_steps`.
-        Traced points that are not wanted, by a mask of shape ``(n,)``, come back as NaN and take no time. Those whose
-        `origin`, shape ``(n, d)``, the way back from x nearly leads to are taken for carried from there: one correction
-        and one Jacobian do for them. An origin of NaN is unknown.
+        Traced points that are not wanted, by a mask of shape ``(n,)``, come back as NaN and take no time.
         """
         if isinstance(x, Tracer):
-            return _inverse(self, x, np.int32(max_steps), is_wanted, origin)
+            return _inverse(self, x, np.int32(max_steps), is_wanted)
         quick = _by_chunks(partial(_inverse, max_steps=np.int32(1)), self, x)
         hard = np.flatnonzero(np.isnan(quick.log_det))
         if len(hard) == 0:
@@ -191,14 +186,12 @@ def _forward(flow: Flow, z: Array) -> Array:
 
 @jax.jit
 @full_precision
-def _inverse(
-    flow: Flow, x: Array, max_steps: Array, is_wanted: Array | None = None, origin: Array | None = None
-) -> Preimage:
+def _inverse(flow: Flow, x: Array, max_steps: Array, is_wanted: Array | None = None) -> Preimage:
     scale = _scale(flow, x)
     white = map_points(lambda x: solve_triangular(scale, x - _centre(flow, x), lower=True), x)
     white = white.astype(_precision(flow, x))
     is_wanted = jnp.ones(len(x), bool) if is_wanted is None else is_wanted
-    z, log_det, converged = _solve(flow, white, max_steps, is_wanted, origin)
+    z, log_det, converged = _solve(flow, white, max_steps, is_wanted)
     log_det = log_det.astype(x.dtype) + jnp.sum(jnp.log(jnp.diag(scale)))
     return Preimage(z.astype(x.dtype), jnp.where(converged & is_wanted, log_det, jnp.nan))
 
@@ -225,7 +218,7 @@ def _width(flow: Flow, x: Array) -> Array:
     return jnp.asarray(flow.width, x.dtype)
 
 
-def _correct(flow: Flow, x: Array, num_corrections: int) -> Array:
+def _correct(flow: Flow, x: Array) -> Array:
     """Nearly solve T(z) = x: integrate backwards, and correct."""
     width = _width(flow, x)
 
@@ -241,12 +234,10 @@ def _correct(flow: Flow, x: Array, num_corrections: int) -> Array:
 
     # Each correction gains two to four digits without a Jacobian, at a fifth of its price. All ways are one loop, for
     # which the field is compiled once.
-    return jax.lax.fori_loop(0, 1 + 2 * num_corrections, pass_through, (x, x, x))[0]
+    return jax.lax.fori_loop(0, 1 + 2 * NUM_CORRECTIONS, pass_through, (x, x, x))[0]
 
 
-def _solve(
-    flow: Flow, x: Array, max_steps: Array, is_wanted: Array, origin: Array | None
-) -> tuple[Array, Array, Array]:
+def _solve(flow: Flow, x: Array, max_steps: Array, is_wanted: Array) -> tuple[Array, Array, Array]:
     """Solve T(z) = x for the wanted points by Newton's method; return z, log|det dT/dz|, convergence."""
     tolerance = 2e-6 if x.dtype == jnp.float64 else 2e-5
 
@@ -267,11 +258,7 @@ def _solve(
         points, i = state
         return ~jnp.all(points[-1]) & (i < max_steps)
 
-    num_corrections = NUM_CORRECTIONS if origin is None else 1
-    _, guess = map_some(lambda point: (point[0], _correct(flow, point[0], num_corrections)), (x, x), is_wanted)
-    if origin is not None:
-        is_near = jnp.all(jnp.abs(guess - origin) < NEAR, axis=1)
-        guess = jnp.where(is_near[:, None], origin.astype(guess.dtype), guess)
+    _, guess = map_some(lambda point: (point[0], _correct(flow, point[0])), (x, x), is_wanted)
     start = x, guess, jnp.zeros(len(x), x.dtype), ~is_wanted
     (_, *solution), _ = jax.lax.while_loop(is_unsolved, step_all, (start, jnp.zeros((), jnp.int32)))
     z, log_det, converged = solution

@@ -21,7 +21,7 @@ from nsflow.precision import full_precision
 from nsflow.train import TrainState, resample, start, train_steps
 from nsflow.velocity import Architecture
 
-MAX_NEWTON = 3  # steps after which a point counts as having no inverse; it is then neither drawn nor left
+MAX_NEWTON = 2  # steps after which a point counts as having no inverse; it is then neither drawn nor left
 MAX_DISTANCE = 1e-3  # between a draw's base point and what its inverse leads back to
 NUM_HELD_OUT = 128  # points that choose the number of integration steps
 CHOOSE_EVERY = 4  # trainings to one choice of the number of integration steps, which takes as long as three of them
@@ -238,9 +238,7 @@ class Learner:
         All are inverted at once: each place where a flow is inverted takes a second to compile.
         """
         num_samples, x = len(drawn.x), jnp.concatenate([drawn.x, known])
-        is_wanted_of_all = jnp.concatenate([is_wanted, jnp.ones(len(known), bool)])
-        origin = jnp.concatenate([drawn.z, jnp.full_like(known, jnp.nan)])
-        recovered, log_flow = self.pull(online, x, is_wanted_of_all, origin)
+        recovered, log_flow = self.pull(online, x, jnp.concatenate([is_wanted, jnp.ones(len(known), bool)]))
         log_ellipsoid = self._log_ellipsoid(online, x)
         log_prob = self._mixed(online, log_flow, log_ellipsoid)
         # A draw that rounding puts outside of its ellipsoid would have the density of the flow alone: e^-861 was met.
@@ -275,15 +273,12 @@ class Learner:
         """Carry base points to the data; their log-density there, nats, NaN where the inverse does not lead back."""
         z = self._shard(z)
         x = jnp.asarray(online.flow.forward(z))
-        recovered, log_prob = self.pull(online, x, origin=z)
+        recovered, log_prob = self.pull(online, x)
         return x, jnp.where(_agree(recovered, z), log_prob, jnp.nan)
 
-    def pull(
-        self, online: Online, x: Float[Array, "n d"], is_wanted: Any = None, origin: Any = None
-    ) -> tuple[Array, Array]:
+    def pull(self, online: Online, x: Float[Array, "n d"], is_wanted: Any = None) -> tuple[Array, Array]:
         """Carry points back to the base, with their log-density in nats; NaN where no inverse was found, or wanted."""
-        origin = jnp.full_like(x, jnp.nan) if origin is None else origin
-        preimage = online.flow.inverse(self._shard(x), MAX_NEWTON, is_wanted, origin)
+        preimage = online.flow.inverse(self._shard(x), MAX_NEWTON, is_wanted)
         z, log_det = jnp.asarray(preimage.z), jnp.asarray(preimage.log_det)
         return z, jax.vmap(self.base.log_prob)(z) - log_det
 

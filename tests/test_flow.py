@@ -420,15 +420,3 @@ def test_points_that_are_not_wanted_have_no_inverse_and_change_no_other():
     assert np.all(np.isnan(some.log_det) == ~is_wanted)
     assert np.asarray(some.log_det)[is_wanted] == pytest.approx(np.asarray(everything.log_det)[is_wanted], abs=1e-5)
     assert np.asarray(some.z)[is_wanted] == pytest.approx(np.asarray(everything.z)[is_wanted], abs=1e-5)
-
-
-def test_a_point_whose_origin_is_known_has_the_same_inverse():
-    """So it has with one that is unknown, or not its own."""
-    flow = Flow.from_velocity(lambda t, x: jnp.sin(3 * x + t), 2)
-    z = np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)
-    origin = np.where(np.arange(100)[:, None] < 40, z, np.where(np.arange(100)[:, None] < 70, np.nan, z[::-1]))
-    inverses = jax.jit(lambda x, origin: (flow.inverse(x), flow.inverse(x, origin=origin)))
-    expected, given = inverses(jnp.asarray(flow.forward(z)), jnp.asarray(origin))
-    assert np.asarray(given.z) == pytest.approx(z, abs=1e-4)
-    assert np.array_equal(given.z[:40], z[:40])
-    assert np.asarray(given.log_det) == pytest.approx(np.asarray(expected.log_det), abs=1e-4)

@@ -132,8 +132,8 @@ def test_a_draw_without_a_density_of_the_flow_is_none_beside_ellipsoids(trained,
     """An inverse may lead back without having settled; a density of zero became a weight of infinity."""
     pull = Learner.pull
 
-    def unsettled(learner, online, x, is_wanted, origin):
-        z, log_prob = pull(learner, online, x, is_wanted, origin)
+    def unsettled(learner, online, x, is_wanted):
+        z, log_prob = pull(learner, online, x, is_wanted)
         return z, jnp.where(x[:, 0] < 0.5, jnp.nan, log_prob)
 
     monkeypatch.setattr(Learner, "pull", unsettled)

@@ -388,7 +388,7 @@ def _propose(
     draws = learner.draw(key, proposal, num)
     particles = jax.vmap(partial(problem.init_state, loglikelihood_birth=jnp.nan))(draws.x)
     # The density of a draw below the contour is asked for only where so few lie above that it helps to train the flow.
-    is_above = particles.loglikelihood > contour
+    is_above = (particles.loglikelihood > contour) & (particles.logdensity > -jnp.inf)
     is_scarce = jnp.sum(is_above) < SCARCE * num
     is_wanted = is_above | is_scarce & (jnp.arange(num) >= num - num_training)
     placed = learner.place(proposal, draws, flatten(chains.position), is_wanted)

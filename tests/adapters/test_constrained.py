@@ -197,6 +197,19 @@ def test_draws_below_the_contour_are_weighed_where_few_lie_above(name, is_scarce
     assert np.all(np.isfinite(np.asarray(moves.training_draws.log_weight)[below]) == is_scarce)
 
 
+def test_draws_outside_the_prior_do_not_lie_above_the_contour(monkeypatch):
+    """Where the likelihood is high they made the others look plentiful."""
+
+    def unbounded(x, loglikelihood_birth):
+        state = init_state(x, loglikelihood_birth)
+        return state._replace(loglikelihood=jnp.where(state.logdensity > -jnp.inf, state.loglikelihood, 5))
+
+    monkeypatch.setitem(globals(), "PROBLEM", PROBLEM._replace(init_state=unbounded))
+    _, _, moves = apply(IndependenceMH(), FLOWS["wide"], seed=9)
+    log_likelihood, log_weight = np.asarray(moves.training_draws[1]), np.asarray(moves.training_draws[2])
+    assert np.sum(np.isfinite(log_weight[log_likelihood <= 0])) > 50
+
+
 def test_mixture_adds_slices_only_while_it_is_poor():
     _, _, good = apply(Mixture(num_slices=2), FLOWS["fitting"], seed=5, acceptance=0.9)
     _, _, poor = apply(Mixture(num_slices=2), FLOWS["fitting"], seed=5, acceptance=0.01)
