@@ -24,7 +24,7 @@ from nsflow.velocity import Architecture
 MAX_NEWTON = 2  # steps after which a point counts as having no inverse; it is then neither drawn nor left
 MAX_DISTANCE = 1e-3  # between a draw's base point and what its inverse leads back to
 NUM_HELD_OUT = 128  # points that choose the number of integration steps
-CHOOSE_EVERY = 4  # trainings to one choice of the number of integration steps, which takes as long as three of them
+CHOOSE_EVERY = 4  # trainings to one choice of the number of integration steps, which takes as long as one to three
 USEFUL = 0.5  # nats of held-out density over the base's beyond which a network is trained at length
 WORTHWHILE = 0.1  # nats of held-out density that twice as many integration steps must gain
 

@@ -57,9 +57,9 @@ class Pool(NamedTuple):
         size = len(self.draws.x)
         place = jnp.arange(size)
         is_live = (place < num_live) & (place + size >= self.num_observed)
-        is_replaced = (self.num_observed >= 2 * num_live) & jnp.any(~is_live & (self.draws.log_weight > -jnp.inf))
-        is_left_out = is_live & is_replaced
-        return self.draws._replace(log_weight=jnp.where(is_left_out, -jnp.inf, self.draws.log_weight))
+        others = jnp.where(is_live, -jnp.inf, self.draws.log_weight)
+        is_replaced = (self.num_observed >= 2 * num_live) & jnp.any(others > -jnp.inf)
+        return self.draws._replace(log_weight=jnp.where(is_replaced, others, self.draws.log_weight))
 
     def training_set(self, num_live: int, contour: Any, emphasis: float) -> TrainingSet:
         """Draws above a contour, or the highest of which a quarter of `num_live` are effective, with emphasis."""
