@@ -1,21 +1,51 @@
 """Which distributions can be a parameter's prior, and the parameter each one makes."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+import scipy.special
 import scipy.stats
+from jaxtyping import Array
 from numpyro.distributions import biject_to
 from numpyro.distributions.discrete import HurdleProbs, ZeroInflatedProbs
 
 from nsflow.discrete import Discrete, table
+from nsflow.normal_score import Scores, scores
 from nsflow.parameter import LATENT_EDGE, Bijected, HostNormalScore, NormalScore, Parameter
 from nsflow.periodic import Periodic, Turned
 from nsflow.precision import float64
-from nsflow.quantile import CLOSED_FORMS, from_normal, numpyro_quantile, to_normal
+from nsflow.quantile import from_normal, numpyro_quantile, to_normal
+from nsflow.shapes import by_chunks
+from nsflow.simplex import Simplex
+
+CHUNK = 1024  # points at which numpyro evaluates a density at once, so that few shapes compile
+NUM_DRAWS = 512
+NUM_QUANTILES = 33
+NUM_TRIED = 4096  # draws that a bijection must bring back
+NORMALISED = 1e-4  # nats by which the integral of a density may differ from 1
+CHECKED = np.array([0.01, 0.3, 0.7, 0.99])  # probabilities whose quantiles must be the library's own
+UNDERFLOW = -680.0  # nats below which the logarithm of a density that scipy computes first has lost its digits
+SLOW = (
+    "irwinhall",
+    "ksone",
+    "kstwo",
+    "levy_stable",
+    "studentized_range",
+)  # densities that take milliseconds, for 20 000 points
+INTERVALS = tuple(
+    type(c)
+    for c in (
+        dist.constraints.real, dist.constraints.positive, dist.constraints.nonnegative, dist.constraints.less_than(0.0),
+        dist.constraints.unit_interval, dist.constraints.open_interval(0.0, 1.0), dist.constraints.circular,
+        dist.constraints.greater_than(0.0), dist.constraints.greater_than_eq(0.0), dist.constraints.interval(0.0, 1.0),
+    )
+)  # fmt: skip
 
 
 @float64
@@ -104,13 +134,9 @@ def _numpyro_parameter(name: str, distribution: Any) -> Parameter:
     maps = _normal_score_maps(core, shape)
     if maps is not None:
         return NormalScore(distribution, shape, *maps)
-    if isinstance(core, TRUNCATED):
-        raise ValueError(
-            f"`Prior` expected a truncation that leaves accurate numbers for parameter {name!r}; got "
-            f"{_describe(distribution)}, whose quantiles and density disagree in numpyro. Truncate less far in the "
-            "tail, or use the frozen scipy distribution (`scipy.stats.truncnorm`)."
-        )
-    return _bijected(name, distribution, shape)
+    if isinstance(core, dist.Dirichlet) and shape[-1] > 1:
+        return Simplex.of(distribution, np.broadcast_to(np.asarray(core.concentration, np.float64), shape))
+    return _tabulated(name, distribution, shape) or _bijected(name, distribution, shape)
 
 
 def _wrappers(distribution: Any) -> Iterator[Any]:
@@ -202,7 +228,7 @@ def _numpyro_discrete(name: str, distribution: Any, shape: tuple[int, ...]) -> P
         each = core.log_prob(jnp.asarray(np.broadcast_to(columns, (len(values), *shape))))
         return np.asarray(each, np.float64).reshape(len(values), num_elements)
 
-    return _tabulated(name, _describe(core), shape, log_prob, int(lowest), float(np.max(highest)))
+    return _counted(name, _describe(core), shape, log_prob, int(lowest), float(np.max(highest)))
 
 
 def _scipy_discrete(name: str, distribution: Any, kind: Any) -> Parameter:
@@ -214,10 +240,10 @@ def _scipy_discrete(name: str, distribution: Any, kind: Any) -> Parameter:
     def log_prob(values: np.ndarray) -> np.ndarray:
         return np.asarray(distribution.logpmf(values), np.float64)[:, None]
 
-    return _tabulated(name, got, (), log_prob, int(lowest), float(highest))
+    return _counted(name, got, (), log_prob, int(lowest), float(highest))
 
 
-def _tabulated(
+def _counted(
     name: str, got: str, shape: tuple[int, ...], log_prob: Callable[..., Any], lowest: int, highest: float
 ) -> Parameter:
     try:
@@ -252,7 +278,7 @@ def _in_float64(distribution: Any) -> Any:
 
 
 def _normal_score_maps(core: Any, shape: tuple[int, ...]) -> tuple[Callable[[Any], Any], Callable[[Any], Any]] | None:
-    """Return the map from N(0, I) to the distribution and its inverse, or None where numpyro has no quantiles."""
+    """Return the map from N(0, I) to the distribution and its inverse in closed form, or None where there is none."""
     if isinstance(core, (dist.MultivariateNormal, dist.LowRankMultivariateNormal)):
         tril = jnp.broadcast_to(jnp.asarray(core.scale_tril), (*shape, shape[-1]))
         return (
@@ -267,22 +293,108 @@ def _normal_score_maps(core: Any, shape: tuple[int, ...]) -> tuple[Callable[[Any
             lambda z: jnp.exp(core.loc + core.scale * z),
             lambda x: (jnp.maximum(jnp.log(x), -LATENT_EDGE) - core.loc) / core.scale,
         )
-    if core.event_shape == () and (type(core) in CLOSED_FORMS or _has_quantile(core)):
-        quantile = numpyro_quantile(core)
-        return lambda z: from_normal(quantile, z), lambda x: to_normal(quantile, x)
-    return None
+    quantile = numpyro_quantile(core)
+    if quantile is None:
+        return None
+    return lambda z: from_normal(quantile, z), lambda x: to_normal(quantile, x)
 
 
-def _has_quantile(core: Any) -> bool:
-    r"""Whether `icdf` exists, inverts `cdf` and belongs to `log_prob`: :math:`p(F^{-1}(u))\, dF^{-1}/du = 1`."""
-    u = jnp.array([0.02, 0.3, 0.7, 0.98]).reshape((4,) + (1,) * len(core.batch_shape))
-    u = jnp.broadcast_to(u, (4, *core.batch_shape))
+def _tabulated(name: str, distribution: Any, shape: tuple[int, ...]) -> NormalScore | None:
+    """Return a parameter of scalars by tables of their densities; None if they are no continuous scalars with edges."""
+    *_, core = _wrappers(distribution)
+    support = _interval(core)
+    if support is None:
+        return None
+    batch, size = tuple(core.batch_shape), int(np.prod(core.batch_shape, dtype=int))
+    low, high = (np.broadcast_to(np.asarray(bound, np.float64), batch).ravel() for bound in support)
+    elements = [_element(core, i) for i in range(size)]
+
+    def log_density(i: int, x: np.ndarray) -> np.ndarray:
+        element, index = (core, i) if elements[i] is None else (elements[i], 0)
+        values = by_chunks(partial(_each_log_prob, element), x, CHUNK)
+        return np.asarray(values, np.float64).reshape(len(x), -1)[:, index]
+
     try:
-        x, slope = jax.jvp(core.icdf, (u,), (jnp.ones_like(u),))
-        identities = jnp.exp(core.log_prob(x)) * slope - 1, core.cdf(x) - u
-    except (NotImplementedError, ImportError, AttributeError):
-        return False
-    return all(bool(jnp.all(jnp.abs(identity) < 1e-6)) for identity in identities)
+        table = scores(log_density, low, high, _draws(core, low, high))
+    except ValueError:
+        return None
+    if isinstance(core, TRUNCATED):
+        # The mass that numpyro divides by is a difference of cumulative functions: 0 for a normal beyond 8.3.
+        mass = jnp.asarray(table.log_mass.reshape(batch))
+        distribution = Truncated(
+            core.base_dist, jnp.asarray(low.reshape(batch)), jnp.asarray(high.reshape(batch)), mass
+        )
+    elif np.max(np.abs(table.log_mass)) > NORMALISED:
+        raise ValueError(
+            f"`Prior` expected a density that integrates to 1 for parameter {name!r}; got {_describe(core)}, whose "
+            f"integral is {np.exp(table.log_mass).tolist()}. Write its density into the likelihood."
+        )
+    kinds = np.broadcast_to(table.kinds.reshape(batch), shape).ravel()
+    return _by_scores(distribution, shape, table._replace(kinds=kinds))
+
+
+def _by_scores(distribution: Any, shape: tuple[int, ...], table: Scores) -> NormalScore:
+    return NormalScore(
+        distribution,
+        shape,
+        lambda z: table.forward(z.ravel()).reshape(shape),
+        lambda x: table.inverse(x.ravel()).reshape(shape),
+    )
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """A distribution between two edges, normalised by the integral of its density."""
+
+    base: Any
+    low: Array
+    high: Array
+    log_mass: Array  # nats
+
+    def support(self, x: Array) -> Array:
+        """Whether points are between the edges."""
+        return (x >= self.low) & (x <= self.high)
+
+    def log_prob(self, x: Array) -> Array:
+        """Log density, in nats."""
+        return self.base.log_prob(x) - self.log_mass
+
+
+def _interval(core: Any) -> tuple[Any, Any] | None:
+    """Return the edges of the support of a distribution of continuous scalars."""
+    support = core.support
+    if core.event_shape != () or support is None or not isinstance(support, INTERVALS):
+        return None
+    return getattr(support, "lower_bound", -np.inf), getattr(support, "upper_bound", np.inf)
+
+
+@jax.jit  # the distribution is an argument, so that a family compiles once
+def _each_log_prob(core: Any, x: Any) -> Array:
+    density = core.base_dist if isinstance(core, TRUNCATED) else core
+    columns = jnp.asarray(x).reshape((-1,) + (1,) * len(core.batch_shape))
+    return density.log_prob(jnp.broadcast_to(columns, (len(x), *core.batch_shape)))
+
+
+def _element(core: Any, i: int) -> Any:
+    """Return one scalar of a batch; None where it can only be evaluated with all others."""
+    if core.batch_shape == ():
+        return core
+    try:
+        arguments = {k: np.broadcast_to(v, core.batch_shape).ravel()[i] for k, v in core.get_args().items()}
+        return _in_float64(type(core)(**arguments))
+    except (TypeError, ValueError, AttributeError):
+        return None
+
+
+def _draws(core: Any, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Return draws of each scalar, shape (n, k), NaN outside of its support; of a truncated one, of its base."""
+    base = core.base_dist if isinstance(core, TRUNCATED) else core
+    try:
+        draws = np.asarray(base.sample(jax.random.key(0), (NUM_DRAWS,)), np.float64)
+    except (NotImplementedError, ImportError):
+        draws = np.full((NUM_DRAWS, *core.batch_shape), np.nan)
+    draws = np.broadcast_to(draws, (NUM_DRAWS, *core.batch_shape)).reshape(NUM_DRAWS, -1)
+    return np.where((draws > low) & (draws < high), draws, np.nan)
 
 
 def _bijected(name: str, distribution: Any, shape: tuple[int, ...]) -> Bijected:
@@ -310,10 +422,10 @@ def _bijected(name: str, distribution: Any, shape: tuple[int, ...]) -> Bijected:
 
 
 def _trouble(parameter: Bijected) -> str | None:
-    """Say what goes wrong with 64 draws, if anything does."""
+    """Say what goes wrong with some draws, if anything does."""
 
     def trial(key: Any) -> Any:
-        x = parameter.sample(key, 64)
+        x = parameter.sample(key, NUM_TRIED)
         z = parameter.inverse(x)
         return x, parameter.forward(z), parameter.latent_log_prob(z)
 
@@ -323,8 +435,11 @@ def _trouble(parameter: Bijected) -> str | None:
     # Gamma(0.01) draws an exact 0 now and then: a point on the edge, which comes back as exp(-700).
     if back.shape != x.shape or not jnp.all(jnp.isclose(back, x, rtol=1e-6, atol=1e-6)):
         return "draws values outside the support it declares"
-    if not jnp.mean(jnp.isfinite(density)) > 0.5:
+    lost = float(jnp.mean(~jnp.isfinite(density)))
+    if lost > 0.5:
         return "has no finite density at its own draws"
+    if lost > NORMALISED * 10:
+        return f"rounds {lost:.1%} of its draws to an edge of its support: that mass would be missing from the evidence"
     return None
 
 
@@ -343,4 +458,47 @@ def _scipy_parameter(name: str, distribution: Any, kind: Any) -> Parameter:
         return _numpyro_parameter(name, dist.Normal(distribution.mean(), distribution.std()))
     if isinstance(kind, type(scipy.stats.uniform)):
         return _numpyro_parameter(name, dist.Uniform(*distribution.support()))
-    return HostNormalScore(distribution, quantiles.shape[1:])
+    shape = quantiles.shape[1:]
+    table = _scipy_scores(distribution, shape)
+    return HostNormalScore(distribution, shape) if table is None else _by_scores(OfScipy(distribution), shape, table)
+
+
+@dataclass(frozen=True)
+class OfScipy:
+    """A frozen scipy distribution to JAX, which calls back for its density."""
+
+    distribution: Any
+
+    def support(self, x: Array) -> Array:
+        """True: outside of its support scipy's density is zero."""
+        return jnp.ones(x.shape, bool)
+
+    def log_prob(self, x: Array) -> Array:
+        """Log density, in nats."""
+        return jax.pure_callback(
+            lambda x: np.asarray(self.distribution.logpdf(np.asarray(x)), np.float64),
+            jax.ShapeDtypeStruct(x.shape, jnp.float64),
+            x,
+            vmap_method="expand_dims",
+        )
+
+
+def _scipy_scores(distribution: Any, shape: tuple[int, ...]) -> Scores | None:
+    """Tabulate a scipy distribution; None if its density is slow, noisy, or disagrees with its quantiles."""
+    size = int(np.prod(shape, dtype=int))
+    low, high = (np.broadcast_to(np.asarray(b, np.float64), shape).ravel() for b in distribution.support())
+    levels = np.concatenate([CHECKED, np.linspace(0.02, 0.98, NUM_QUANTILES)])
+    places = np.asarray(distribution.ppf(levels.reshape((-1,) + (1,) * len(shape))), np.float64).reshape(-1, size)
+
+    def log_density(i: int, x: np.ndarray) -> np.ndarray:
+        columns = np.broadcast_to(x.reshape((-1,) + (1,) * len(shape)), (len(x), *shape))
+        return np.asarray(distribution.logpdf(columns), np.float64).reshape(len(x), size)[:, i]
+
+    if distribution.dist.name in SLOW:
+        return None
+    try:
+        table = scores(log_density, low, high, places, floor=UNDERFLOW)
+    except ValueError:
+        return None
+    agrees = np.allclose(table.roughly(places[: len(CHECKED)]), scipy.special.ndtri(CHECKED)[:, None], atol=1e-3)
+    return table if agrees and np.max(np.abs(table.log_mass)) < NORMALISED else None

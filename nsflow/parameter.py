@@ -69,7 +69,7 @@ class NormalLatent(ABC):
 @final
 @dataclass(frozen=True)
 class NormalScore(NormalLatent):
-    """A numpyro distribution whose latent vector is exactly N(0, I): an affine, a log-affine or the probit map."""
+    """A distribution whose latent vector is exactly N(0, I): an affine, a log-affine, a probit or a tabulated map."""
 
     distribution: Any
     shape: tuple[int, ...]
@@ -87,7 +87,7 @@ class NormalScore(NormalLatent):
 
     def log_prob(self, x: Float[Array, "n *shape"]) -> Float[Array, " n"]:
         """Density of the values, in nats."""
-        return _log_prob(self.distribution, x)
+        return log_prob(self.distribution, x)
 
 
 @final
@@ -120,7 +120,7 @@ class Bijected:
 
     def log_prob(self, x: Float[Array, "n *shape"]) -> Float[Array, " n"]:
         """Density of the values, in nats."""
-        return _log_prob(self.distribution, x)
+        return log_prob(self.distribution, x)
 
     def latent_log_prob(self, z: Float[Array, "n d"]) -> Float[Array, " n"]:
         """Density of the latent vectors, in nats: that of the values times the volume they stretch to."""
@@ -245,7 +245,9 @@ def column_names(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     )
 
 
-def _log_prob(distribution: Any, x: Any) -> Any:
+def log_prob(distribution: Any, x: Float[Array, "n *shape"]) -> Float[Array, " n"]:
+    """Log density of a batch of values in nats, -inf outside the support."""
+
     def one(x: Any) -> Any:
         # Without `validate_args` numpyro gives a uniform its density outside its bounds as well.
         inside = jnp.all(jnp.asarray(distribution.support(x)))

@@ -68,37 +68,22 @@ def to_normal(quantile: Quantile, x: Any) -> Float[Array, "*shape"]:
     return jnp.where(below < above, z, -z)
 
 
-def numpyro_quantile(distribution: Any) -> Quantile:
-    """Return the quantile functions of a scalar numpyro distribution.
+def numpyro_quantile(distribution: Any) -> Quantile | None:
+    """Return the quantile functions of a scalar numpyro distribution, accurate in both tails.
 
     Args:
         distribution: A distribution of scalars; its batch shape, if any, broadcasts.
 
     Returns:
-        Closed forms, accurate in both tails, where this module has them, else the distribution's own `icdf` and
-        `cdf`, whose upper tail ends at z = 8.2 (a prior probability of 1e-16).
+        Closed forms, or None where this module has none.
 
     Example:
         >>> quantile = numpyro_quantile(dist.Uniform(2.0, 4.0))
         >>> print(float(quantile.lower(0.25)), float(quantile.upper(0.25)))
         2.5 3.5
     """
-    return CLOSED_FORMS.get(type(distribution), _generic)(distribution)
-
-
-def _generic(d: Any) -> Quantile:
-    low, high = getattr(d.support, "lower_bound", -jnp.inf), getattr(d.support, "upper_bound", jnp.inf)
-
-    def icdf(u: Any) -> Any:
-        # Rounding carries quantiles next to a bound across it by an ulp.
-        return jnp.clip(d.icdf(u), low, high)
-
-    return Quantile(
-        icdf,
-        lambda p: icdf(1 - jnp.maximum(p, SMALLEST_COMPLEMENT)),
-        d.cdf,
-        lambda x: 1 - d.cdf(x),
-    )
+    form = CLOSED_FORMS.get(type(distribution))
+    return None if form is None else form(distribution)
 
 
 def _symmetric(distance: Callable[[Any], Any], tail: Callable[[Any], Any]) -> Callable[[Any], Quantile]:
