@@ -7,7 +7,7 @@ nearly everywhere, and sums of them from either end inwards have no differences 
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +19,7 @@ from nsflow.coordinate import Coordinate
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(10)
 TOLERANCE = 1e-10  # of the integral of a panel, relative to the smaller of both tails
 BEND = 1e-11  # error of the interpolated coordinate, which is a logarithm of the distance to an edge
+GAP = 1e-13  # of a normal score: of a panel with less probability nothing is left after rounding
 NARROWEST = 1e-13  # relative width of a panel that is not cut any more: of one with a jump
 MAX_CUTS = 60
 NUM_HALVINGS = 40
@@ -65,11 +66,11 @@ class Density(NamedTuple):
         density = cls(log_density, coordinate, *coordinate.resolved)
         for end in ("low", "high"):
             inside, outside = np.clip(middle, density.low, density.high), getattr(density, end)
-            if log_density(coordinate.value(np.array([outside])))[0] >= floor:
+            if density._at(np.array([outside]))[0] >= floor:
                 continue
             for _ in range(NUM_HALVINGS):
                 place = (inside + outside) / 2
-                is_high = log_density(coordinate.value(np.array([place])))[0] >= floor
+                is_high = density._at(np.array([place]))[0] >= floor
                 inside, outside = (place, outside) if is_high else (inside, place)
             density = density._replace(**{end: inside})
         return density
@@ -85,49 +86,55 @@ class Density(NamedTuple):
         return inner
 
     def _inner(self, y: np.ndarray) -> np.ndarray:
-        x = np.asarray(self.coordinate.value(y.ravel()))
-        with np.errstate(all="ignore"):
-            value = self.log_density(x).reshape(y.shape) + self.coordinate.log_slope(y)
+        value = self._at(y.ravel()).reshape(y.shape) + self.coordinate.log_slope(y)
         return np.where(np.isnan(value), -np.inf, value)
+
+    def _at(self, y: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):  # far out libraries overflow on the way to a density of zero
+            return self.log_density(np.asarray(self.coordinate.value(y)))
 
 
 class NormalScoreTable(NamedTuple):
-    """A monotone piecewise cubic y(z) between knots: the coordinate of a distribution by that of N(0, 1)."""
+    """A monotone piecewise cubic y(z): the coordinate of a distribution by that of N(0, 1), with jumps over gaps."""
 
     z: Float[np.ndarray, " k_plus_1"]
-    y: Float[np.ndarray, " k_plus_1"]
-    slopes: Float[np.ndarray, "2 k"]  # dy/dz at both ends of each piece
+    y: Float[np.ndarray, "2 k"]  # at both ends of each piece
+    slopes: Float[np.ndarray, "2 k"]  # dy/dz there
 
     def forward(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """Coordinate of a normal score; beyond the last knots that of the knot."""
+        """Coordinate of a normal score; beyond the last pieces that of their ends."""
         z = jnp.clip(z, self.z[0], self.z[-1])
         piece = self._piece(self.z, z)
         z0, z1 = jnp.asarray(self.z)[piece], jnp.asarray(self.z)[piece + 1]
         return self._cubic(piece, (z - z0) / (z1 - z0))[0]
 
     def inverse(self, y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """Normal score of a coordinate."""
-        y = jnp.clip(y, self.y[0], self.y[-1])
-        piece = self._piece(self.y, y)
-        y0, y1 = jnp.asarray(self.y)[piece], jnp.asarray(self.y)[piece + 1]
-        t = (y - y0) / (y1 - y0)
+        """Normal score of a coordinate; in a gap that of the gap."""
+        piece = self._piece(self.y[0], y)
+        y0, y1 = jnp.asarray(self.y)[:, piece]
+        t = target = jnp.clip((y - y0) / (y1 - y0), 0.0, 1.0)
         for _ in range(NUM_NEWTON):
             value, slope = self._cubic(piece, t)
-            t = jnp.clip(t - (value - y) / jnp.maximum(slope, 1e-3 * (y1 - y0)), 0.0, 1.0)
+            t = jnp.clip(t - ((value - y0) / (y1 - y0) - target) / jnp.maximum(slope / (y1 - y0), 1e-3), 0.0, 1.0)
         z0, z1 = jnp.asarray(self.z)[piece], jnp.asarray(self.z)[piece + 1]
         return z0 + t * (z1 - z0)
 
     def _piece(self, knots: np.ndarray, place: Array) -> Array:
-        return jnp.clip(jnp.searchsorted(jnp.asarray(knots), place, side="right") - 1, 0, len(knots) - 2)
+        return jnp.clip(jnp.searchsorted(jnp.asarray(knots), place, side="right") - 1, 0, self.y.shape[1] - 1)
 
     def _cubic(self, piece: Array, t: Array) -> tuple[Array, Array]:
-        """Hermite's cubic and its derivative by t, the share of the way through a piece."""
-        y0, y1 = jnp.asarray(self.y)[piece], jnp.asarray(self.y)[piece + 1]
-        width = (jnp.asarray(self.z)[piece + 1] - jnp.asarray(self.z)[piece])[None]
-        m0, m1 = width * jnp.asarray(self.slopes)[:, piece]
-        rise = y1 - y0
-        value = y0 + t * (m0 + t * ((3 * rise - 2 * m0 - m1) + t * (m0 + m1 - 2 * rise)))
-        return value, m0 + t * (2 * (3 * rise - 2 * m0 - m1) + 3 * t * (m0 + m1 - 2 * rise))
+        """Value and derivative by t, the share of the way through a piece."""
+        y0, y1 = jnp.asarray(self.y)[:, piece]
+        m0, m1 = (jnp.asarray(self.z)[piece + 1] - jnp.asarray(self.z)[piece])[None] * jnp.asarray(self.slopes)[
+            :, piece
+        ]
+        return _hermite(y0, y1, m0, m1, t)
+
+
+def _hermite(y0: Any, y1: Any, m0: Any, m1: Any, t: Any) -> tuple[Any, Any]:
+    """The cubic with these values and derivatives at t = 0 and 1, and its derivative."""
+    square, cube = 3 * (y1 - y0) - 2 * m0 - m1, m0 + m1 - 2 * (y1 - y0)
+    return y0 + t * (m0 + t * (square + t * cube)), m0 + t * (2 * square + 3 * t * cube)
 
 
 def tabulate(density: LogDensity, places: Float[np.ndarray, " n"]) -> tuple[NormalScoreTable, float]:
@@ -172,12 +179,17 @@ def tabulate(density: LogDensity, places: Float[np.ndarray, " n"]) -> tuple[Norm
         order = np.argsort(a)
         a, b, whole = a[order], b[order], whole[order]
     below, above, log_mass = _tails(whole)
-    z = _normal_score(below, above)
-    slopes = _slopes(density, np.stack([a, b]), np.stack([z[:-1], z[1:]]), log_mass)
-    # Where there is no density scores stand still while the coordinate goes on: the piece is a jump.
-    rises = z[1:] > z[:-1]
-    z_knots, y_knots = np.append(z[:-1][rises], z[1:][rises][-1]), np.append(a[rises], b[rises][-1])
-    return NormalScoreTable(z_knots, y_knots, _monotone(z_knots, y_knots, slopes[:, rises])), log_mass
+    z, y = _normal_score(below, above), np.stack([a, b])
+    slopes = _slopes(density, y, np.stack([z[:-1], z[1:]]), log_mass)
+    is_piece = _is_piece(z[:-1], z[1:])
+    knots = np.append(z[:-1][is_piece], z[1:][is_piece][-1])
+    y = y[:, is_piece]
+    return NormalScoreTable(knots, y, _monotone(np.diff(knots), np.diff(y, axis=0), slopes[:, is_piece])), log_mass
+
+
+def _is_piece(z0: np.ndarray, z1: np.ndarray) -> np.ndarray:
+    """Whether panels have any probability beyond rounding: those of a gap have not, and scores jump over it."""
+    return z1 - z0 > GAP * (1 + np.abs(z0))
 
 
 def _outwards(density: LogDensity, places: np.ndarray) -> np.ndarray:
@@ -251,19 +263,17 @@ def _is_fine(
     z0, z1 = _normal_score(below, above)[:-1], _normal_score(below, above)[1:]
     z = _normal_score(np.logaddexp(below[:-1], left - log_mass), np.logaddexp(above[1:], right - log_mass))
     slopes = _slopes(density, np.stack([a, b]), np.stack([z0, z1]), log_mass)
-    is_piece = z1 > z0
+    is_piece = _is_piece(z0, z1)
     width = np.where(is_piece, z1 - z0, 1.0)
-    t, m0, m1 = (z - z0) / width, *(width * _monotone(np.stack([z0, z1]), np.stack([a, b]), slopes, pairs=True))
-    cubic = a + t * (m0 + t * ((3 * (b - a) - 2 * m0 - m1) + t * (m0 + m1 - 2 * (b - a))))
-    is_bent = is_piece & (np.abs(cubic - middle) > BEND * (1 + np.abs(middle)))
+    m0, m1 = width * _monotone(width, b - a, slopes)
+    is_bent = is_piece & (np.abs(_hermite(a, b, m0, m1, (z - z0) / width)[0] - middle) > BEND * (1 + np.abs(middle)))
     is_narrow = b - a < NARROWEST * (1 + np.abs(middle))
     return is_narrow | (tail < FARTHEST) | ((error < TOLERANCE) & ~is_bent)
 
 
-def _monotone(z: np.ndarray, y: np.ndarray, slopes: np.ndarray, pairs: bool = False) -> np.ndarray:
+def _monotone(run: np.ndarray, rise: np.ndarray, slopes: np.ndarray) -> np.ndarray:
     """Bound slopes so that each cubic is monotone (Fritsch & Carlson 1980, Eq. 4.3)."""
-    rise, run = (y[1] - y[0], z[1] - z[0]) if pairs else (np.diff(y), np.diff(z))
-    return np.minimum(slopes, 3 * rise / np.where(run > 0, run, np.inf))
+    return np.minimum(slopes, 3 * rise / run)
 
 
 def scores(
@@ -326,7 +336,7 @@ class Scores(NamedTuple):
     def roughly(self, x: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
         """Normal scores by straight lines between knots, good to four digits."""
         pairs = [(self.tables[kind], self.coordinates[kind]) for kind in self.kinds]
-        columns = [np.interp(c.inverse(column), t.y, t.z) for (t, c), column in zip(pairs, x.T, strict=True)]
+        columns = [np.interp(c.inverse(column), t.y[0], t.z[:-1]) for (t, c), column in zip(pairs, x.T, strict=True)]
         return np.stack(columns, axis=1)
 
     def _each(self, values: Array, function: Callable[..., Array]) -> Array:

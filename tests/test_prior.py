@@ -364,6 +364,11 @@ WRONG_PRIORS = {
     "no elements": ({"a": dist.Normal(np.zeros(0), 1.0)}, ValueError, "at least one number.*'a'"),
     "no freedom": ({"a": dist.Dirichlet(np.ones(1))}, ValueError, "at least one free number.*'a'"),
     "sphere": ({"a": dist.ProjectedNormal(np.array([1.0, 0.0]))}, ValueError, "mapped to a latent vector.*'a'"),
+    "gap": (
+        {"a": dist.MixtureGeneral(dist.Categorical(np.ones(2) / 2), [dist.Uniform(0.0, 1.0), dist.Uniform(2.0, 3.0)])},
+        ValueError,
+        "'a'.*outside the support",
+    ),
     "reserved": ({"logL": N}, ValueError, "anesthetic.*'logL'"),
     "collision": ({"b[0]": N, "b": dist.Normal(np.zeros(2), 1.0)}, ValueError, r"different name.*b\[0\]"),
 }
