@@ -266,7 +266,9 @@ def _is_fine(
     is_piece = _is_piece(z0, z1)
     width = np.where(is_piece, z1 - z0, 1.0)
     m0, m1 = width * _monotone(width, b - a, slopes)
-    is_bent = is_piece & (np.abs(_hermite(a, b, m0, m1, (z - z0) / width)[0] - middle) > BEND * (1 + np.abs(middle)))
+    bend = np.abs(_hermite(a, b, m0, m1, (z - z0) / width)[0] - middle)
+    # Within a near gap scores differ in their last digits alone, which say no more about the middle.
+    is_bent = is_piece & (bend > BEND * (1 + np.abs(middle)) + (b - a) * GAP / width)
     is_narrow = b - a < NARROWEST * (1 + np.abs(middle))
     return is_narrow | (tail < FARTHEST) | ((error < TOLERANCE) & ~is_bent)
 
