@@ -10,11 +10,17 @@ import threading
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
+import pandas
 import pytest
+from scipy import special
 
 from nsflow import host
 from nsflow.failure import LikelihoodError
 from nsflow.likelihood import CHUNKS, HostLikelihood, JaxLikelihood, as_likelihood, check, evaluate, require_finite
+from nsflow.prior import Prior
+from nsflow.sampler import run
+from nsflow.state import Settings
 
 PARAMS = {"a": np.arange(7.0), "b": np.arange(14.0).reshape(7, 2)}
 VALUES = -(np.arange(7.0) ** 2) - np.arange(14.0).reshape(7, 2).sum(1)
@@ -224,6 +230,91 @@ def test_nan_becomes_impossible_and_is_recorded(likelihood):
     np.testing.assert_array_equal(log_likelihood, [0, 1, -np.inf, 3, 4, 5, 6])
     np.testing.assert_array_equal(nan_params["a"], [2.0])
     np.testing.assert_array_equal(nan_params["b"], [[4.0, 5.0]])
+
+
+# 7 points with a = 0 to 6, of which two have no value; 9 and 0 lie under the masks.
+UNDER = np.where(np.arange(7) % 4 == 1, 9.0, np.arange(7.0))
+IS_MASKED = np.arange(7) % 4 == 1
+MISSING = {
+    "masked floats": lambda: np.ma.array(UNDER, mask=IS_MASKED),
+    "masked integers": lambda: np.ma.array(UNDER.astype(int), mask=IS_MASKED),
+    "list with masked": lambda: [np.ma.masked if m else v for m, v in zip(IS_MASKED, UNDER, strict=True)],
+    "nullable floats": lambda: pandas.Series(
+        pandas.array([None if m else 1.0 * v for m, v in zip(IS_MASKED, UNDER, strict=True)], "Float64")
+    ),
+    "nullable integers": lambda: pandas.array(
+        [None if m else int(v) for m, v in zip(IS_MASKED, UNDER, strict=True)], "Int64"
+    ),
+    "objects": lambda: np.array([pandas.NA if m else v for m, v in zip(IS_MASKED, UNDER, strict=True)], dtype=object),
+}
+
+
+def masked_one(params):
+    """One point: `np.ma.masked`, which numpy reads as zero, in log L and in a derived parameter."""
+    value = np.ma.masked if params["a"] % 4 == 1 else params["a"]
+    return value, {"d": value}
+
+
+def masked_many(params):
+    value = np.ma.array(params["a"], mask=params["a"] % 4 == 1)
+    return value, {"d": value.astype(int)}
+
+
+@pytest.mark.parametrize("kind", MISSING)
+def test_what_has_no_value_is_nan_and_not_what_lies_under_a_mask(kind):
+    likelihood = HostLikelihood(lambda _: (MISSING[kind](), {"d": MISSING[kind]()}), vectorized=True)
+    evaluation = evaluate(likelihood, PARAMS)
+    np.testing.assert_array_equal(evaluation.log_likelihood, np.where(IS_MASKED, -np.inf, np.arange(7.0)))
+    np.testing.assert_array_equal(evaluation.derived["d"], np.where(IS_MASKED, np.nan, np.arange(7.0)))
+    np.testing.assert_array_equal(evaluation.nan_params["a"], [1, 5])
+
+
+@pytest.mark.parametrize(("function", "vectorized"), [(masked_one, False), (masked_many, True)])
+@pytest.mark.parametrize("is_pooled", [False, True])
+def test_masked_points_are_nan_in_a_pool_as_well(function, vectorized, is_pooled):
+    with multiprocessing.pool.ThreadPool(2) as pool:
+        evaluation = evaluate(HostLikelihood(function, vectorized=vectorized, pool=pool if is_pooled else None), PARAMS)
+    np.testing.assert_array_equal(evaluation.log_likelihood, np.where(IS_MASKED, -np.inf, np.arange(7.0)))
+    np.testing.assert_array_equal(evaluation.derived["d"], np.where(IS_MASKED, np.nan, np.arange(7.0)))
+
+
+def test_a_masked_logarithm_has_its_evidence():
+    """It was -0.72, with log L = 0 in half of the prior."""
+    likelihood = HostLikelihood(lambda p: 20 * np.ma.log(p["a"]) - 10 * p["a"])
+    prior = Prior({"a": dist.Uniform(-5.0, 5.0)})
+    result = run(likelihood, prior, ess=200, settings=Settings(num_prior=200, num_live=100))
+    exact = special.gammaln(21) + np.log(special.gammainc(21, 50)) - 21 * np.log(10) - np.log(10)
+    assert abs(result.logZ - exact) < 5 * result.logZ_err < 0.5
+
+
+class Quantity(float):
+    """As astropy's: a number with a unit, whose bare value numpy reads."""
+
+    unit = "percent"
+
+    def to_value(self, unit):
+        assert unit == ""
+        return self / 100
+
+
+class Attached:
+    """As torch's tensors that carry a gradient, which numpy may not read."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+
+
+def test_units_that_cancel_are_applied():
+    evaluation = evaluate(HostLikelihood(lambda p: Quantity(100 * p["a"])), PARAMS)
+    np.testing.assert_allclose(evaluation.log_likelihood, np.arange(7.0))
+
+
+@pytest.mark.parametrize("output", [Attached(), [None, 1.0], object(), [[0.0], [0.0, 1.0]], pandas.NaT])
+def test_what_numpy_cannot_read_is_named(output):
+    with pytest.raises(
+        TypeError, match=r"expected to return real numbers; .*(Attached|list|object|NaT).* at \{'a': 0.0"
+    ):
+        check(HostLikelihood(lambda _: output), PARAMS)
 
 
 def test_minus_infinity_is_a_value():
