@@ -182,7 +182,12 @@ def watching(
 
 
 def _is_interactive() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
+    return _is_terminal(sys.stderr)
+
+
+def _is_terminal(stream: Any) -> bool:
+    """Whether a stream is one; it may be missing, or an object that only has `write`."""
+    return bool(getattr(stream, "isatty", bool)())
 
 
 def _display(settings: Settings, num_within: Callable[[], int]) -> "_Panel | _Lines":
@@ -218,7 +223,7 @@ class _Panel:
         self.latest: Progress | None = None
         self.since = time.monotonic()
         # What a likelihood prints goes above the lines; but to its file where that is not the terminal.
-        is_shown = sys.stdout is not None and sys.stdout.isatty()
+        is_shown = _is_terminal(sys.stdout)
         self.live = Live(self, console=console, refresh_per_second=4, transient=True, redirect_stdout=is_shown)
 
     def start(self) -> None:

@@ -1,6 +1,7 @@
 """The command `nsflow`: run a model of a file, show, plot, compare and report what was saved."""
 
 import argparse
+import contextlib
 import importlib.util
 import io
 import math
@@ -69,16 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parser().parse_args(argv)
         code = int(arguments.command(arguments))
-        sys.stdout.flush()
+        getattr(sys.stdout, "flush", lambda: None)()  # a program that calls this may have put anything in its place
         return code
-    except SystemExit as stop:  # argparse has printed help, or what is wrong
-        return int(stop.code or 0)
+    except SystemExit as stop:  # argparse has printed help, or what is wrong; or a model's own handler of signals left
+        return stop.code if isinstance(stop.code, int) else _fail(1, stop.code) if stop.code else FINE
     except (UsageError, FileNotFoundError) as error:
         return _fail(USAGE, str(error))
     except ModelError as error:
         return _fail(MODEL, str(error))
     except BrokenPipeError:  # of `nsflow show run | head`; Python would complain once more as it closes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(AttributeError, io.UnsupportedOperation):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FINE
     except OSError as error:
         return _fail(UNSAVED, f"could not write: {error}")
@@ -86,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(INTERRUPTED, "interrupted")
 
 
-def _fail(code: int, message: str) -> int:
+def _fail(code: int, message: object) -> int:
     print(f"nsflow: {message}", file=sys.stderr)
     return code
 
@@ -240,16 +242,17 @@ def _run(arguments: Any) -> int:
         "checkpoint": checkpoint if arguments.resume else None,
     }
     result = _compute(model, path, options | {"progress": not arguments.quiet})
-    if not arguments.quiet:
-        print(summary(result))
     try:
-        result.save(root)
+        result.save(root)  # before a word is printed: of `nsflow run model.py | head` nobody may read it
     except OSError as error:
         # The run may have taken days.
         rescue = os.path.join(tempfile.mkdtemp(prefix="nsflow-"), Path(root).name)
         result.save(rescue)
+        if not arguments.quiet:
+            print(summary(result))
         return _fail(UNSAVED, f"could not write {root} ({error}). The result is in {rescue}.csv and .json: move it.")
     if not arguments.quiet:
+        print(summary(result))
         print(f"\nSaved {root}.csv and .json. Next: nsflow report {root}")
     return _code(result)
 

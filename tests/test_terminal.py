@@ -1,8 +1,10 @@
 """The command: every word that can be typed ends in an exit code and a sentence, never in a traceback from inside."""
 
+import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import nsflow
-from nsflow import plots, report, terminal
+from nsflow import plots, progress, report, terminal
 from nsflow.terminal import main
 from tests.test_plots import gaussian
 
@@ -182,6 +184,61 @@ def test_model_files_that_are_none(source, code, message, folder, capsys):
     printed = capsys.readouterr().err
     assert message in printed
     assert "terminal.py" not in printed
+
+
+LEAVING = """
+import signal, sys
+import nsflow
+import numpyro.distributions as dist
+prior = nsflow.Prior({"a": dist.Normal(0, 1)})
+signal.signal(signal.SIGALRM, lambda *_: sys.exit(%s))
+def function(p):
+    signal.raise_signal(signal.SIGALRM)
+    return 0.0
+log_likelihood = nsflow.HostLikelihood(function)
+"""
+
+
+@pytest.mark.parametrize(("left_with", "code", "said"), [("77", 77, ""), ("", 0, ""), ("'no quota'", 1, "no quota")])
+def test_a_model_that_leaves_by_exit_has_its_exit_code(left_with, code, said, folder, capsys):
+    """Of a handler of signals, as a batch system's; text is an error, as in Python."""
+    (folder / "leaving.py").write_text(LEAVING % left_with)
+    before = signal.getsignal(signal.SIGALRM)
+    try:
+        assert main(["run", "leaving.py", "--quiet"]) == code
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert said in capsys.readouterr().err
+
+
+class Write:
+    """All that some programs put in the place of a stream."""
+
+    def write(self, text):
+        return len(text)
+
+
+class Broken(io.StringIO):
+    """A pipe without a reader, and without a number."""
+
+    def write(self, _):
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+@pytest.mark.parametrize("stream", [None, Write(), Broken(), io.StringIO()], ids=lambda stream: type(stream).__name__)
+def test_streams_of_other_programs_are_enough(stream, folder, monkeypatch):
+    """And what was computed is saved before the first word fails."""
+    monkeypatch.setattr(terminal, "_compute", lambda *_: gaussian(seed=5))
+    monkeypatch.setattr("sys.stdout", stream)
+    assert main(["run", "model.py", "--output", "chains/stream", "--overwrite"]) == 0
+    assert nsflow.load(folder / "chains" / "stream") == gaussian(seed=5)
+    assert main(["show", "chains/stream"]) == 0
+
+
+def test_standard_error_without_isatty_is_no_terminal(monkeypatch):
+    monkeypatch.setattr("sys.stderr", Write())
+    with progress.watching(True, nsflow.Settings()) as report:
+        assert callable(report)
 
 
 def test_a_model_may_be_called_like_a_module_that_is_loaded(folder, monkeypatch):
