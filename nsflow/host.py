@@ -1,5 +1,6 @@
 """Likelihoods in plain Python: one point or many at once, here or through a pool."""
 
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -210,13 +211,28 @@ class _Task:
 
     def _call(self, params: dict[str, Any], where: Callable[[], str]) -> Any:
         """Call the function, and again where it raises."""
+        process = os.getpid()
         for attempt in range(1 + self.retries):
             try:
                 return self.function({name: np.array(value)[()] for name, value in params.items()})
             except (Exception, SystemExit) as error:
+                # A program leaves by `sys.exit` in a handler of signals, which may run within the function. A worker
+                # that left would take the work of others along, and be replaced without a word.
+                if isinstance(error, SystemExit) and not self.is_sent:
+                    raise
                 if attempt == self.retries:
                     raise explain(error, where()) from error
+            finally:
+                _end_fork(process)
         return None
+
+
+def _end_fork(process: int) -> None:
+    """End a process that the function forked and did not end: it would go on as a second worker, or a second run."""
+    if os.getpid() != process:
+        error = sys.exc_info()[1]
+        code = (error.code or 0) if isinstance(error, SystemExit) else int(error is not None)
+        os._exit(code if isinstance(code, int) else 1)
 
 
 def _real(name: str, output: Any, where: Any) -> np.ndarray:

@@ -11,23 +11,37 @@ from typing import final
 
 @final
 class Interrupt:
-    """Whether a signal has come."""
+    """Which signal has come, if any."""
 
     def __init__(self) -> None:
-        self.received = False
+        self.number = 0
+
+    @property
+    def received(self) -> bool:
+        """Whether one has."""
+        return self.number != 0
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note a signal; a second SIGINT is a KeyboardInterrupt as usual."""
+        """Note a signal; a second SIGINT is a KeyboardInterrupt as usual, which says where it came."""
         if self.received and number == signal.SIGINT:
-            signal.default_int_handler(number, frame)
-        self.received = True
+            where = f" in {frame.f_code.co_name}, {frame.f_code.co_filename}:{frame.f_lineno}" if frame else ""
+            raise KeyboardInterrupt(f"interrupted{where}")
+        self.number = number
+
+    def hand_on(self) -> None:
+        """Do what the signal would have done if it had not been noted."""
+        signal.raise_signal(self.number)
 
 
 @contextmanager
-def listen() -> Iterator[Interrupt]:
+def listen(interrupt: Interrupt | None = None, *, to_all: bool = True) -> Iterator[Interrupt]:
     """Note SIGTERM and SIGINT while the block runs, and restore what handled them before.
 
     Python lets only the main thread handle signals: in others nothing changes. What the caller ignores stays ignored.
+
+    Args:
+        interrupt: What notes them; a new one if left out.
+        to_all: Whether to take signals away from handlers that the caller has set, as well as from Python's own.
 
     Yields:
         What says whether one came.
@@ -38,10 +52,12 @@ def listen() -> Iterator[Interrupt]:
         >>> interrupt.received
         True
     """
-    interrupt, before = Interrupt(), {}
+    interrupt, before = interrupt or Interrupt(), {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            handler = signal.getsignal(number)
+            is_set = handler not in (signal.SIG_DFL, signal.default_int_handler)
+            if handler not in (signal.SIG_IGN, None) and (to_all or not is_set):
                 before[number] = signal.signal(number, interrupt.handle)
     try:
         yield interrupt

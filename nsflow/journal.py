@@ -21,7 +21,16 @@ Columns = dict[str, np.ndarray]  # name -> one number for each row
 
 
 class Stopped(BaseException):
-    """Leaves a step between two pieces of a batch; its message is the reason. Not to be handled as an error."""
+    """Leaves a step between two pieces of a batch; its message is the reason. Not to be handled as an error.
+
+    Args:
+        reason: The reason.
+        columns: Values of the pieces before.
+    """
+
+    def __init__(self, reason: str, columns: Columns | None = None) -> None:
+        super().__init__(reason)
+        self.columns = columns or {}
 
 
 @final
@@ -45,7 +54,7 @@ class Journal:
         self.stop: Callable[[], str] = lambda: ""  # the reason to stop now, or nothing
         self.num_calls = 0  # likelihood calls of the step at work
         self.pending: list[bytes] = []  # its pieces, for a checkpoint that is written before it is done
-        self._size = 16
+        self._size = 1  # a piece of sixteen calls of a minute each would not heed a signal for a quarter of an hour
 
     def begin_step(self) -> None:
         """Forget the step that is done."""
@@ -90,7 +99,7 @@ class Journal:
             self.pending.append(record(keys[:start], _join(pieces)))
         while start < len(rows):
             if reason := self.stop():
-                raise Stopped(reason)
+                raise Stopped(reason, _join(pieces))
             size = max(unit, self._size - self._size % unit) if grows else unit
             piece = slice(start, min(start + size, len(rows)))
             began = time.monotonic()

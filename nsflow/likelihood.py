@@ -24,7 +24,7 @@ from nsflow.batch import (
 )
 from nsflow.failure import LikelihoodError, describe, same_type
 from nsflow.host import HostLikelihood, evaluate_host
-from nsflow.journal import Recorded, bare
+from nsflow.journal import Recorded, Stopped, bare
 from nsflow.precision import float64
 from nsflow.prior import RESERVED, Prior
 
@@ -157,7 +157,34 @@ def evaluate(likelihood: Likelihood, params: Params) -> Evaluation:
         {'a': array([-1.])}
     """
     host = as_numpy(params)
-    values, derived = _recorded(likelihood, host) if isinstance(likelihood, Recorded) else _values(likelihood, host)
+    return _judge(host, _recorded(likelihood, host) if isinstance(likelihood, Recorded) else _values(likelihood, host))
+
+
+@float64
+def evaluate_until(likelihood: Likelihood, params: Params) -> tuple[Evaluation, str]:
+    """Evaluate the points of a batch in order, until the journal has a reason to stop.
+
+    Args:
+        likelihood: The likelihood.
+        params: Parameters, each of shape ``(n, *shape)``.
+
+    Returns:
+        ``(evaluation, reason)``: all points and the empty string, or those evaluated by then and the reason.
+
+    Raises:
+        LikelihoodError: As :func:`evaluate` does.
+    """
+    try:
+        return evaluate(likelihood, params), ""
+    except Stopped as stopped:
+        derived = dict(stopped.columns)
+        values = derived.pop(LOG_LIKELIHOOD, np.zeros(0))
+        return _judge(rows(as_numpy(params), slice(len(values))), Values(values, derived)), str(stopped)
+
+
+def _judge(host: dict[str, np.ndarray], result: Values) -> Evaluation:
+    """Refuse what is too large, and set NaN and what is too small to -inf."""
+    values, derived = result
     if np.any(values > LARGEST):
         first = np.flatnonzero(values > LARGEST)[:1]
         point = rows(host, first)

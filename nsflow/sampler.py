@@ -21,7 +21,7 @@ from nsflow.frozen import draw_frozen, largest_batch, reopen
 from nsflow.interrupt import Interrupt, listen
 from nsflow.journal import Journal, Recorded, Stopped
 from nsflow.ladder import climb, largest_level, outlook
-from nsflow.likelihood import Likelihood, as_likelihood, check, evaluate, require_finite, require_free
+from nsflow.likelihood import Likelihood, as_likelihood, check, evaluate_until, require_finite, require_free
 from nsflow.periodic import emptiest, turn
 from nsflow.points import Points
 from nsflow.posterior import largest_round, refine
@@ -53,15 +53,30 @@ def init(key: Array, problem: Problem, settings: Settings = Settings(), start: S
         TypeError: If the likelihood cannot be called or traced, or returns anything but one real number a point.
         ValueError: If it is -inf at every point, or +inf at any.
     """
+    state, reason = _first_draws(key, problem, settings)
+    if reason:
+        raise Stopped(reason)
+    return state if start is None else _warm(key, state, start)
+
+
+def _first_draws(key: Array, problem: Problem, settings: Settings) -> tuple[State, str]:
+    """Evaluate draws from the prior: all, or those before the journal had a reason to stop, and the reason.
+
+    Raises:
+        Stopped: If those are too few to tell anything.
+    """
     prior = PriorProposal(problem.prior)
     num_prior = settings.num_first(problem.prior.num_dims)
     x, _ = prior.sample_and_log_prob(key, num_prior)
     params = problem.prior.forward(x)
     num_checked = check(problem.likelihood, {name: np.asarray(value)[:3] for name, value in params.items()})
-    result = evaluate(problem.likelihood, params)
+    result, reason = evaluate_until(problem.likelihood, params)
+    if reason and np.sum(np.isfinite(result.log_likelihood)) < FEWEST:
+        raise Stopped(reason)
     require_finite(result.log_likelihood)
     require_free(tuple(result.derived), problem.prior.names)
-    problem, x = _cut_circles(problem, x, result.log_likelihood)
+    num_prior = len(result.log_likelihood)
+    problem, x = _cut_circles(problem, x[:num_prior], result.log_likelihood)
     log_prior = np.asarray(problem.prior.latent_log_prob(x))
     state = State(
         problem=problem,
@@ -74,7 +89,7 @@ def init(key: Array, problem: Problem, settings: Settings = Settings(), start: S
         nan_params=(result.nan_params,),
         derived=tuple(result.derived),
     )
-    return state if start is None else _warm(key, state, start)
+    return state, reason
 
 
 def _warm(key: Array, state: State, start: Start) -> State:
@@ -115,6 +130,10 @@ def step(key: Array, state: State) -> tuple[State, StepInfo]:
         ``(state, info)``: the next state and what happened.
     """
     return PHASES[state.phase](key, state)
+
+
+FEWEST = 2  # possible draws from the prior that a result rests on; one tells no error
+EARLY = 10  # draws from the prior that `max_seconds` allows in any case
 
 
 PHASES: dict[Phase, Callable[[Array, State], tuple[State, StepInfo]]] = {
@@ -247,17 +266,47 @@ def run(
             f"`max_calls` must allow the {num_prior} first draws from the prior; got {settings.max_calls}. "
             "Raise it, or lower `Settings.num_prior`."
         )
+    interrupt = Interrupt()
+    try:
+        return _run(
+            as_likelihood(log_likelihood), prior, int(seed), settings, given_start, checkpoint, progress, interrupt
+        )
+    except Stopped:  # by a signal, before there was anything to return
+        interrupt.hand_on()
+        raise KeyboardInterrupt("nsflow.run was interrupted before its first draws.") from None
+    except KeyboardInterrupt as error:
+        # Most tracebacks are from inside of a compiler, and fill screens; the message says where it was.
+        raise error.with_traceback(None) from None
+
+
+def _run(
+    likelihood: Likelihood,
+    prior: Prior,
+    seed: int,
+    settings: Settings,
+    start: Start | None,
+    checkpoint: str | os.PathLike[str] | None,
+    progress: bool | Listener,
+    early: Interrupt,
+) -> Results:
+    """Do what `run` says, with options that have been looked at; `early` notes signals within the first draws.
+
+    Raises:
+        Stopped: If a signal came before two of them had a likelihood.
+        ValueError: If `max_seconds` had passed by then.
+    """
     deadline = time.monotonic() + (settings.max_seconds or np.inf)
     key, journal = jax.random.key(seed), Journal()
-    problem = Problem(Recorded(as_likelihood(log_likelihood), journal), prior)
-    opening = (
-        nullcontext((None, None))
-        if checkpoint is None
-        else opened(checkpoint, problem, settings, int(seed), given_start)
-    )
+    problem = Problem(Recorded(likelihood, journal), prior)
+    opening = nullcontext((None, None)) if checkpoint is None else opened(checkpoint, problem, settings, seed, start)
     with opening as (store, saved), watching(progress, settings, lambda: journal.num_calls) as report:
         began = time.monotonic() - (saved[1][-1].seconds if saved and saved[1] else 0.0)
-        state, trace = saved or (init(key, problem, settings, given_start), [])
+        if saved is None:
+            state, reason = _begin(key, problem, settings, start, journal, deadline, early)
+            if reason:  # the journal holds what the state lacks
+                return summarise(state, [], seed, reason)
+            saved = state, []
+        state, trace = saved
         state, failure, reason = reopen(state) if state.phase is Phase.FINISHED else state, None, ""
         with listen() as interrupt:
             journal.stop = partial(_must_stop, interrupt, deadline)
@@ -266,19 +315,53 @@ def run(
                 while not (reason := stop_reason(state) or journal.stop()):
                     if store:
                         store.offer(state, trace)
-                    state, info = step(jax.random.fold_in(key, len(trace) + 1), state)
-                    trace.append(info._replace(seconds=time.monotonic() - began))
+                    new, info = step(jax.random.fold_in(key, len(trace) + 1), state)
+                    info = info._replace(seconds=time.monotonic() - began)
+                    # At once: an exception of a signal's handler between the two would repeat a step's random numbers.
+                    state, trace = new, [*trace, info]
                     journal.begin_step()
                     report(trace)
             except Stopped as stopped:
                 reason = str(stopped)
             except LikelihoodError as error:
                 failure = str(error)
-            if store:
-                store.save(state, trace)
+            finally:
+                if store:
+                    store.save(state, trace)
     # What a step had evaluated when it was left is no part of the result, but has been paid for.
     state = replace(state, num_calls=state.num_calls + journal.num_calls)
-    return summarise(state, trace, int(seed), reason, failure)
+    return summarise(state, trace, seed, reason, failure)
+
+
+def _begin(
+    key: Array,
+    problem: Problem,
+    settings: Settings,
+    start: Start | None,
+    journal: Journal,
+    deadline: float,
+    early: Interrupt,
+) -> tuple[State, str]:
+    """Make the first state, or one of the draws that there was time for, and say why it has no more."""
+    with listen(early, to_all=False):  # handlers of the caller's own may leave: there is hardly a result to return
+        journal.stop = lambda: _must_stop(early, deadline if journal.num_calls >= EARLY else np.inf)
+        try:
+            state, reason = _first_draws(key, problem, settings)
+        except Stopped:
+            if early.received:
+                raise
+            raise ValueError(
+                f"`max_seconds` expected time for {FEWEST} draws from the prior with a likelihood above zero; got "
+                f"{settings.max_seconds}, in which {journal.num_calls} were evaluated. Raise it, or narrow the prior; "
+                "a `checkpoint` keeps what was evaluated."
+            ) from None
+        journal.begin_step()
+        if start is not None and not reason:
+            try:
+                return _warm(key, state, start), ""
+            except Stopped as stopped:
+                reason = str(stopped)
+    return replace(state, num_calls=state.num_calls + journal.num_calls), reason
 
 
 def _must_stop(interrupt: Interrupt, deadline: float) -> str:

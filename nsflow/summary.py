@@ -67,6 +67,9 @@ def summarise(
 def _alarms(state: State, estimate: Evidence) -> tuple[str, ...]:
     """What a reader must know before trusting the evidence."""
     alarms = []
+    num_first = state.settings.num_first(state.problem.prior.num_dims)
+    if state.points.num_prior < num_first:
+        alarms.append(f"only {state.points.num_prior} of {num_first} first draws from the prior were evaluated")
     if state.fresh is None:
         alarms.append("no fresh draws: logZ rests on points that trained their own proposals, biased low by them")
     alarms += weight_alarms(estimate)

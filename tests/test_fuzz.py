@@ -41,6 +41,9 @@ def case(prior="uniform", behaviour=(), calls=(), settings=(), seed=0):
 @pytest.mark.parametrize("vectorized", [True, False], ids=["vectorized", "points"])
 def test_every_wrong_output_is_refused_at_once_or_ends_the_run(fault, vectorized):
     behaviour = {"fault": fault, "share": 1.0, "vectorized": vectorized}
+    if fault == "exit":
+        assert FUZZ["attempt"](case(behaviour=behaviour)) == "left"
+        return
     harmless = not vectorized and fault == "column"  # an array of one number
     assert FUZZ["attempt"](case(behaviour=behaviour)) == ("finished" if harmless else "clear error")
     late = FUZZ["attempt"](case(behaviour=behaviour | {"late": 300}, calls={"ess": 500}, settings={"num_prior": 100}))
