@@ -240,8 +240,8 @@ def _real(name: str, output: Any, where: Any) -> np.ndarray:
         array = _read(output)
     except Exception as error:  # lists of unequal lengths, tensors of a graph, quantities with a unit, ...
         raise TypeError(
-            f"The likelihood {name} expected to return real numbers; numpy cannot read a {type(output).__name__} "
-            f"({describe(error)}) at {show(where)}. Return the log-likelihood in nats, as floats or a numpy array."
+            f"The likelihood {name} expected to return real numbers; got {type(output).__name__}, which numpy cannot "
+            f"read ({describe(error)}) at {show(where)}. Return the log-likelihood in nats, as floats or a numpy array."
         ) from error
     if array.dtype.kind not in "fiu":
         kind = type(output).__name__ if array.dtype == object else array.dtype

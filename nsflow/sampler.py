@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, no_type_check
@@ -18,6 +18,7 @@ from nsflow.components import fit_cheap
 from nsflow.estimator import AbstractEstimator
 from nsflow.failure import LikelihoodError
 from nsflow.frozen import draw_frozen, largest_batch, reopen
+from nsflow.host import HostLikelihood
 from nsflow.interrupt import Interrupt, listen
 from nsflow.journal import Journal, Recorded, Stopped
 from nsflow.ladder import climb, largest_level, outlook
@@ -299,7 +300,8 @@ def _run(
     key, journal = jax.random.key(seed), Journal()
     problem = Problem(Recorded(likelihood, journal), prior)
     opening = nullcontext((None, None)) if checkpoint is None else opened(checkpoint, problem, settings, seed, start)
-    with opening as (store, saved), watching(progress, settings, lambda: journal.num_calls) as report:
+    showing = watching(progress, settings, lambda: journal.num_calls)
+    with _workers(likelihood), opening as (store, saved), showing as report:
         began = time.monotonic() - (saved[1][-1].seconds if saved and saved[1] else 0.0)
         if saved is None:
             state, reason = _begin(key, problem, settings, start, journal, deadline, early)
@@ -331,6 +333,12 @@ def _run(
     # What a step had evaluated when it was left is no part of the result, but has been paid for.
     state = replace(state, num_calls=state.num_calls + journal.num_calls)
     return summarise(state, trace, seed, reason, failure)
+
+
+def _workers(likelihood: Likelihood) -> AbstractContextManager[None]:
+    """While the block runs, the workers of a pool that the likelihood makes."""
+    workers = likelihood.workers if isinstance(likelihood, HostLikelihood) else None
+    return workers.in_use() if workers else nullcontext()
 
 
 def _begin(

@@ -1,16 +1,22 @@
 """Pools of other libraries behind one interface, which survives workers that die or hang."""
 
 import os
+import sys
+import threading
 import time
+import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
+from multiprocessing.pool import ThreadPool
 from multiprocessing.process import BaseProcess
 from typing import Any, final
 
 from nsflow.failure import Lost, describe
 
 POLL = 0.1  # seconds between two looks at workers that have not answered
+GRACE = 3.0  # seconds that the workers of a pool have to end before they are killed
 START = 60.0  # seconds beyond the time-out that workers have to start and to import what they need
 KINDS = "multiprocessing, concurrent.futures, mpi4py.futures, schwimmbad, a dask Client, ray.util.multiprocessing"
 
@@ -38,6 +44,8 @@ class Workers:
         self._pool = pool if _is_pool(pool) else None
         self._timeout = timeout
         self._has_answered = False
+        self._has_warned = False
+        self._num_users, self._lock = 0, threading.Lock()
         self._finalise: Callable[[], Any] = lambda: None
         if self._pool is None and not callable(pool):
             raise TypeError(
@@ -52,7 +60,8 @@ class Workers:
         """The pool at work; made now if it was not yet."""
         if self._pool is None:
             assert self._make is not None
-            pool = self._make()
+            with _own_warning():
+                pool = self._make()
             if not _is_pool(pool):
                 raise TypeError(
                     f"`HostLikelihood` expected `pool` to make a pool with a `map` method; it made {pool!r}. "
@@ -76,28 +85,55 @@ class Workers:
         Returns:
             What the function returned, in order; :class:`nsflow.failure.Lost` where a worker died or hung.
         """
-        submit = _submit(self.pool)
+        pool = self.pool
+        if not self._has_warned:
+            self._has_warned = True
+            _warn_of_fork(pool)
+        submit = _submit(pool)
         if submit is None:
-            results = self.pool.map(task, chunks)
-            return list(self.pool.gather(results) if hasattr(self.pool, "gather") else results)
-        processes = _processes(self.pool)  # before any of them can die
+            results = pool.map(task, chunks)
+            return list(pool.gather(results) if hasattr(pool, "gather") else results)
+        processes = _processes(pool)  # before any of them can die
         try:
-            handles = [submit(task, chunk) for chunk in chunks]
+            with _own_warning() if _is_forking(pool) else nullcontext():
+                handles = [submit(task, chunk) for chunk in chunks]
         except Exception as error:  # the pool is broken, or the task cannot be sent
             return [Lost(describe(error), chunk) for chunk in chunks]
-        return self._collect(handles, chunks, processes)
+        results = self._collect(handles, chunks, processes)
+        if self._make is not None and any(isinstance(result, Lost) for result in results):
+            self._end()  # what hangs would be at work until this process ends, and keep it from that
+        return results
 
     def renew(self) -> None:
         """Put a new pool in the place of one that a dead or hanging worker has spoilt, where that can be done."""
         if self._make is not None:
-            self._finalise()
-            self._pool, self._has_answered = None, False
+            self._end()
         elif type(self._pool) is ProcessPoolExecutor:  # one dead process breaks it for good
             old: Any = self._pool
             _stop(old)
             arguments = {"mp_context": old._mp_context, "initializer": old._initializer, "initargs": old._initargs}
-            self._own(ProcessPoolExecutor(old._max_workers, **arguments))
+            self._make = lambda: ProcessPoolExecutor(old._max_workers, **arguments)
+            self._own(self._make())
             self._has_answered = False
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """End a pool that this object has made when the last of the blocks that use it is left."""
+        with self._lock:
+            self._num_users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_users -= 1
+                is_last = self._num_users == 0
+            if is_last and self._make is not None:
+                self._end()
+
+    def _end(self) -> None:
+        """End the pool that this object has made; another is made when there is work."""
+        self._finalise()
+        self._pool, self._has_answered = None, False
 
     def _own(self, pool: Any) -> None:
         """Use a pool that this object has made, and must stop."""
@@ -185,16 +221,75 @@ def _processes(pool: Any) -> list[Any]:
 
 
 def _stop(pool: Any) -> None:
-    """End a pool and its workers, also those that hang."""
-    processes = list((getattr(pool, "_processes", None) or {}).values()) if hasattr(pool, "submit") else []
-    if hasattr(pool, "terminate"):
-        pool.terminate()
-    elif isinstance(pool, ProcessPoolExecutor):
+    """End a pool and its workers within seconds, also those that hang or ignore that they are asked to end."""
+    executor: Any = getattr(pool, "_processes", None) if isinstance(pool, ProcessPoolExecutor) else None
+    processes = [p for p in [*_processes(pool), *(executor or {}).values()] if isinstance(p, BaseProcess)]
+    if isinstance(pool, ProcessPoolExecutor):
         pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
-            if isinstance(process, BaseProcess):
-                process.kill()
+            process.kill()
+    elif hasattr(pool, "terminate"):
+        # It waits for ever for workers that ignore SIGTERM, and for a lock that one of them holds as it dies.
+        ending = threading.Thread(target=pool.terminate, daemon=True)
+        try:
+            ending.start()
+            ending.join(GRACE)
+        except RuntimeError:  # Python itself is ending
+            pass
+        for process in processes:
+            process.kill()
     elif hasattr(pool, "shutdown"):
         pool.shutdown(wait=False)
     elif hasattr(pool, "close"):
         pool.close()
+
+
+FORKED = (r"os\.fork\(\) was called", r".*multi-threaded, use of fork\(\)")  # of JAX, and of Python
+
+
+@contextmanager
+def _own_warning() -> Iterator[None]:
+    """Leave out what others say where a process is forked: what is said in its place tells what to do."""
+    with warnings.catch_warnings():
+        for message in FORKED:
+            warnings.filterwarnings("ignore", message)
+        yield
+
+
+def _is_forking(pool: Any) -> bool:
+    context: Any = getattr(pool, "_ctx", None) or getattr(pool, "_mp_context", None)
+    is_fork = hasattr(context, "get_start_method") and context.get_start_method() == "fork"
+    return is_fork and not isinstance(pool, ThreadPool)
+
+
+def _warn_of_fork(pool: Any) -> None:
+    """Warn of workers that are, or will be, copies of a process that has started JAX."""
+    if not _is_forking(pool) or not has_started_jax():
+        return
+    submit, is_running = _submit(pool), bool(_processes(pool) or getattr(pool, "_processes", None))
+    if is_running and submit is not None:
+        handle = submit(_has_jax, None)  # workers that were forked before JAX started are fine
+        for _ in range(round(START / POLL)):
+            _wait(handle)
+            if _is_done(handle):
+                break
+        if not _is_done(handle) or _result(handle, None) is not True:
+            return
+    warnings.warn(
+        "The pool of the likelihood forks a process in which JAX has started, which has threads: a copy of it may wait "
+        'for ever. Give `pool=multiprocessing.get_context("spawn").Pool`, or "forkserver", or of concurrent.futures '
+        '`ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))`.',
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def _has_jax(_: None) -> bool:
+    """Asked of a worker before any work: whether it has inherited a JAX that had started."""
+    return has_started_jax()
+
+
+def has_started_jax() -> bool:
+    """Whether JAX has made its threads in this process, or in the one of which it is a copy."""
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    return bool(getattr(bridge, "backends_are_initialized", bool)())

@@ -10,6 +10,7 @@ import sys
 import time
 from functools import partial
 
+import jax
 import numpy as np
 import numpyro.distributions as dist
 import pytest
@@ -110,6 +111,120 @@ def test_lasting_trouble_is_reported_with_the_point(maker, trouble, match):
     """Here the pool is made, made again and ended by the likelihood."""
     with pytest.raises(LikelihoodError, match=match):
         evaluate(HostLikelihood(partial(always, trouble), pool=maker, retries=1), PARAMS)
+
+
+def ignores_its_end(params):
+    """A worker that cannot be asked to end, as under libraries that block signals."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if params["a"] == 3:
+        time.sleep(600)
+    return square(params)
+
+
+def test_workers_that_ignore_their_end_are_killed(maker):
+    """A multiprocessing pool waited for them for ever."""
+    likelihood = HostLikelihood(ignores_its_end, pool=maker, timeout=0.3, retries=0)
+    processes = workers_of(likelihood.workers.pool)
+    likelihood.workers._has_answered = True
+    began = time.monotonic()
+    with pytest.raises(LikelihoodError, match=r"no answer within 0.3 seconds, at \{'a': \[3.0\]\}"):
+        evaluate(likelihood, PARAMS)
+    assert time.monotonic() - began < 20
+    for process in processes:
+        process.join(5)
+        assert not process.is_alive()
+
+
+def workers_of(pool):
+    """The processes of a pool, started."""
+    if hasattr(pool, "submit"):
+        pool.submit(abs, -1).result()
+        return list(pool._processes.values())
+    return list(pool._pool)
+
+
+def test_a_pool_that_a_run_made_ends_with_it(maker):
+    made = []
+
+    def make():
+        made.append(maker())
+        return made[-1]
+
+    settings = nsflow.Settings(ess=100, num_prior=100, num_live=100, proposal=nsflow.KernelEstimator())
+    likelihood = HostLikelihood(square, vectorized=True, pool=make)
+    processes = workers_of(likelihood.workers.pool)
+    result = nsflow.run(likelihood, prior(), settings=settings)
+    for process in processes:
+        process.join(5)
+        assert not process.is_alive()
+    assert result == nsflow.run(HostLikelihood(square, vectorized=True), prior(), settings=settings)
+    np.testing.assert_array_equal(evaluate(likelihood, PARAMS).log_likelihood, square(PARAMS))  # by a new one
+    assert len(made) == 2
+
+
+FORKS = """
+import os, sys
+import numpy as np
+from nsflow.host import HostLikelihood, evaluate_host
+
+def function(params):
+    child = os.fork()
+    if child == 0 and params["a"] == 0:
+        sys.exit(3)
+    if child:
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    return 0.0
+
+evaluate_host(HostLikelihood(function), {"a": np.arange(2.0)})
+print("done")
+"""
+
+
+def test_a_fork_that_comes_back_from_a_likelihood_goes_no_further():
+    """It went on as a second run of the same script."""
+    ended = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, check=True, timeout=60)
+    assert ended.stdout.split() == ["3", "0", "done"]
+
+
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [partial(FORK.Pool, 1), partial(concurrent.futures.ProcessPoolExecutor, 1, mp_context=FORK)],
+    ids=["pool", "executor"],
+)
+def test_forks_of_a_process_with_jax_are_warned_of_once(make):
+    nsflow.Prior({"a": dist.Uniform(0.0, 1.0)}).sample(jax.random.key(0), 1)  # JAX has started
+    likelihood = HostLikelihood(square, vectorized=True, pool=make)
+    with pytest.warns(RuntimeWarning, match="which has threads.*spawn") as caught:
+        evaluate(likelihood, PARAMS)
+    assert len(caught) == 1
+    evaluate(likelihood, PARAMS)
+    likelihood.workers._end()
+
+
+FORKED_BEFORE = """
+import multiprocessing
+import warnings
+import jax
+import numpy as np
+from nsflow.host import HostLikelihood, evaluate_host
+
+def function(params):
+    return -params["a"]
+
+with multiprocessing.get_context("fork").Pool(1) as pool:
+    jax.devices()
+    warnings.simplefilter("error")
+    print(evaluate_host(HostLikelihood(function, pool=pool), {"a": np.arange(2.0)}).log_likelihood)
+"""
+
+
+def test_forks_of_a_process_before_jax_are_fine():
+    command = [sys.executable, "-c", FORKED_BEFORE]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.stdout, ended.stderr) == ("[-0. -1.]\n", "")
 
 
 def test_a_thread_that_hangs_is_reported_with_the_point():
