@@ -59,7 +59,7 @@ class JaxLikelihood:
     function: Callable[[Any], Any]
     mesh: Mesh | None
     _batched: Callable[[Any], Any]
-    _gradients: dict[Prior, Callable[[Any], Any]]
+    _gradients: "dict[Prior, Gradient | None]"
 
     def __init__(self, function: object, *, mesh: Any = None) -> None:
         function = require_callable("JaxLikelihood", function)
@@ -78,17 +78,45 @@ class JaxLikelihood:
         """Devices among which a batch is shared."""
         return 1 if self.mesh is None else self.mesh.size
 
-    def latent_value_and_grad(self, prior: Prior) -> Callable[[Any], Any]:
-        """Log of likelihood times prior of a latent point, nats, with its gradient; compiled once for all searches."""
-        function = self.function
+    @float64
+    def latent_value_and_grad(self, prior: Prior) -> "Gradient | None":
+        """Log of likelihood times prior of a latent point, nats, with its gradient; compiled once for all searches.
+
+        In reverse mode; or in forward mode, in which loops of traced length have a gradient; or None where JAX has
+        none, such as of callbacks and of some special functions. Tracing tells.
+        """
         if prior not in self._gradients:
-            self._gradients[prior] = jax.jit(
-                jax.value_and_grad(lambda x: split(function(prior.forward(x)))[0] + prior.latent_log_prob(x))
-            )
+            self._gradients[prior] = _gradient(self.function, prior)
         return self._gradients[prior]
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"`JaxLikelihood` is immutable: cannot set {name!r}. Build a new one.")
+
+
+class Gradient(NamedTuple):
+    """Value and gradient of a function of one latent point."""
+
+    function: Callable[[Any], Any]
+    price: int  # likelihood calls of one evaluation
+
+
+def _gradient(function: Callable[[Any], Any], prior: Prior) -> Gradient | None:
+    def log_density(x: Any) -> Any:
+        return split(function(prior.forward(x)))[0] + prior.latent_log_prob(x)
+
+    def forward(x: Any) -> Any:
+        value, push = jax.linearize(log_density, x)
+        return value, jax.vmap(push)(jnp.eye(len(x), dtype=x.dtype))
+
+    point = jax.ShapeDtypeStruct((prior.num_dims,), np.float64)
+    for differentiated, price in ((jax.value_and_grad(log_density), 2), (forward, 1 + prior.num_dims)):
+        compiled = jax.jit(differentiated)
+        try:
+            jax.eval_shape(compiled, point)
+        except Exception:  # of any kind: each primitive has its own words
+            continue
+        return Gradient(compiled, price)
+    return None
 
 
 def _batched(function: Callable[[Any], Any], mesh: Mesh | None) -> Callable[[Any], Any]:

@@ -25,8 +25,9 @@ STEP = 1e-4  # of finite differences, in latent units, where the prior has width
 class Target:
     r"""Log of likelihood times prior in latent space with its gradient; it counts the likelihood calls it makes.
 
-    JAX functions are differentiated, and a value with its gradient counts as two calls. Others are differenced,
-    2 d + 1 calls. Along discrete coordinates the gradient is taken for zero, so that an ascent keeps their values.
+    JAX functions are differentiated, and a value with its gradient counts as two calls, or as 1 + d where only forward
+    mode can. Others are differenced, 2 d + 1 calls, and so are those of which JAX has no gradient. Along discrete
+    coordinates the gradient is taken for zero, so that an ascent keeps their values.
 
     Args:
         likelihood: The likelihood.
@@ -46,7 +47,7 @@ class Target:
     @property
     def price(self) -> int:
         """Likelihood calls of a value with its gradient."""
-        return 2 if self._gradient is not None else 2 * self.prior.num_dims + 1
+        return self._gradient.price if self._gradient is not None else 2 * self.prior.num_dims + 1
 
     @property
     def is_exhausted(self) -> bool:
@@ -66,10 +67,10 @@ class Target:
         assert self._gradient is not None
         if isinstance(self.likelihood, Recorded):
             rows = np.append(x, np.nan)[None]  # no digest of parameters, which are never NaN
-            both = self.likelihood.journal.recall(rows, lambda _: self._both(x), price=2)
+            both = self.likelihood.journal.recall(rows, lambda _: self._both(x), price=self.price)
         else:
             both = self._both(x)
-        self.num_calls += 2
+        self.num_calls += self.price
         value, *gradient = (column[0] for column in both.values())
         return float(value), np.array(gradient)
 
@@ -77,7 +78,7 @@ class Target:
         """Value and gradient, as columns of one row."""
         assert self._gradient is not None
         try:
-            value, gradient = float64(self._gradient)(x)
+            value, gradient = float64(self._gradient.function)(x)
         except Exception as error:
             point = show(self.prior.forward(x))
             raise LikelihoodError(f"{describe(error)} (raised by the gradient of the likelihood at {point})") from error

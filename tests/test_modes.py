@@ -1,15 +1,20 @@
 """Modes: gradients and their price, maxima of a cloud, and the Gaussian around a maximum."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from jax import lax
 from scipy import stats
 
+from nsflow.estimator import KernelEstimator
 from nsflow.host import HostLikelihood
 from nsflow.likelihood import JaxLikelihood
 from nsflow.modes import Target, ascend, basins, isolation, measure
 from nsflow.prior import Prior
+from nsflow.sampler import run
+from nsflow.state import Settings
 
 PRIOR = Prior({"a": dist.Normal(1.0, 2.0), "b": dist.Uniform(-3.0, 3.0)})
 
@@ -38,6 +43,64 @@ def test_value_gradient_and_price_of_a_target(make, price):
     assert value == pytest.approx(expected, rel=1e-10)
     np.testing.assert_allclose(gradient, slope, rtol=1e-5)
     assert target.num_calls == price
+
+
+def by_while_loop(value):
+    """The value, as a third of it three times."""
+    return lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] + value / 3), (0, 0.0 * value))[1]
+
+
+def by_traced_length(value):
+    return lax.fori_loop(0, 3 + jnp.int64(jnp.floor(0.0 * value)), lambda _, total: total + value / 3, 0.0 * value)
+
+
+def by_callback(value):
+    return jax.pure_callback(np.asarray, jax.ShapeDtypeStruct((), np.float64), value, vmap_method="expand_dims")
+
+
+def by_incomplete_beta(value):
+    """Of which JAX has no gradient in its first two arguments: that of Student's distribution in nu."""
+    return value + 1e-9 * jax.scipy.special.betainc(2.0 + jnp.tanh(value), 0.5, 0.3)
+
+
+def by_eigenvectors(value):
+    matrix = jnp.zeros((2, 2)).at[0, 1].set(1.0).at[1, 1].set(-1.0 + jnp.tanh(value) / 2)
+    return value + 0.0 * jnp.real(jnp.linalg.eig(matrix)[1][0, 0])
+
+
+def by_nan(value):
+    """The gradient of a root at zero is infinite, and zero times that is NaN: no slope at all."""
+    return value + jnp.sqrt(0.0 * value)
+
+
+WITHOUT_REVERSE = {
+    by_while_loop: 3, by_traced_length: 3, by_callback: 5, by_incomplete_beta: 5, by_eigenvectors: 5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("by", WITHOUT_REVERSE)
+def test_gradients_that_reverse_mode_lacks_are_those_of_forward_mode_or_differences(by):
+    """With the price of what was done."""
+    likelihood = JaxLikelihood(lambda p: by(log_likelihood(p, jnp)))
+    target = Target(likelihood, PRIOR, max_calls=100)
+    value, gradient = target(np.array([0.3, -0.7]))
+    expected_value, expected_gradient = jax_target()(np.array([0.3, -0.7]))
+    assert value == pytest.approx(expected_value, rel=1e-8)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5)
+    assert target.num_calls == target.price == WITHOUT_REVERSE[by]
+
+
+SLOW = [pytest.param(by, marks=pytest.mark.slow) for by in (by_traced_length, by_incomplete_beta, by_eigenvectors)]
+
+
+@pytest.mark.parametrize("by", [by_while_loop, by_callback, by_nan, *SLOW])
+def test_evidence_without_a_reverse_gradient(by):
+    """Runs ended at their first climb, after a thousand calls."""
+    prior = Prior({"a": dist.Uniform(-5.0, 5.0), "b": dist.Uniform(0.0, 1.0)})
+    settings = Settings(ess=200, num_prior=200, num_live=100, proposal=KernelEstimator())
+    result = run(lambda p: by(-0.5 * ((p["a"] - 0.3) / 0.1) ** 2), prior, settings=settings)
+    assert result.finished
+    assert abs(result.logZ - np.log(np.sqrt(2 * np.pi) * 0.1 / 10)) < 5 * result.logZ_err < 0.5
 
 
 @pytest.mark.parametrize("make", [jax_target, host_target])
