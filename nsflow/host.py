@@ -9,6 +9,7 @@ from typing import Any, final
 
 import numpy as np
 
+from nsflow.arithmetic import callers_arithmetic
 from nsflow.batch import Values, join_values, name_of, num_points, require_callable, rows, show, show_shapes, split
 from nsflow.failure import Failure, LikelihoodError, Lost, describe, explain, portable
 from nsflow.interrupt import leave_to_parent
@@ -214,7 +215,8 @@ class _Task:
         process = os.getpid()
         for attempt in range(1 + self.retries):
             try:
-                return self.function({name: np.array(value)[()] for name, value in params.items()})
+                with callers_arithmetic():
+                    return self.function({name: np.array(value)[()] for name, value in params.items()})
             except (Exception, SystemExit) as error:
                 # A program leaves by `sys.exit` in a handler of signals, which may run within the function. A worker
                 # that left would take the work of others along, and be replaced without a word.

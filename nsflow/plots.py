@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from scipy.stats import gaussian_kde
 
+from nsflow.arithmetic import with_own_arithmetic
 from nsflow.evidence import pareto_tail
 from nsflow.results import MAX_PLOT_PARAMS, Results
 
@@ -65,6 +66,7 @@ def _style(dark: bool) -> Iterator[tuple[str, str, str]]:
         yield (SKY, ORANGE, GREEN) if dark else (BLUE, VERMILLION, GREEN)
 
 
+@with_own_arithmetic
 def triangle(result: Results, params: Sequence[str] | None = None, dark: bool = False) -> Figure:
     """Plot the posterior: densities of each parameter, and of each pair their 68 % and 95 % regions.
 
@@ -127,6 +129,7 @@ def _bandwidth_scale(values: np.ndarray) -> float:
     return SCALES[int(np.argmax(np.array(scores) - 0.02 * np.arange(len(SCALES))))]
 
 
+@with_own_arithmetic
 def trace(result: Results, dark: bool = False) -> Figure:
     """Plot the run step by step: contour, evidence, effective sample size, likelihood calls and time; phases shaded.
 
@@ -216,6 +219,7 @@ def _shade_phases(panels: Sequence[Axes], phases: Sequence[str]) -> None:
     panels[0].legend(handles=patches, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(patches), borderaxespad=0.2)
 
 
+@with_own_arithmetic
 def weights(result: Results, dark: bool = False) -> Figure:
     """Plot the importance weights, sorted, and their tail with the generalised Pareto distribution of k-hat.
 
@@ -271,6 +275,7 @@ def weights(result: Results, dark: bool = False) -> Figure:
     return figure
 
 
+@with_own_arithmetic
 def levels(result: Results, dark: bool = False) -> Figure:
     r"""Plot the likelihood against the prior volume X above it, and the posterior mass per nat of log X.
 
@@ -324,6 +329,7 @@ def levels(result: Results, dark: bool = False) -> Figure:
 KINDS: dict[str, Callable[..., Figure]] = {"triangle": triangle, "trace": trace, "weights": weights, "levels": levels}
 
 
+@with_own_arithmetic
 def save(figure: Figure, file: Any, suffix: str, dpi: int = 160) -> None:
     """Write a figure: the same result gives the same bytes.
 

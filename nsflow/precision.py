@@ -7,6 +7,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 
+from nsflow.arithmetic import own_arithmetic
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -32,7 +34,8 @@ def float64(function: Callable[P, R]) -> Callable[P, R]:
     """Run `function` with 64-bit JAX types, leaving the global configuration as it was.
 
     Log-likelihoods of 1e6 nats occur; float32 resolves them to 0.06 nats. Type promotion is the standard one
-    inside: priors and likelihoods are other people's code and mix types.
+    inside: priors and likelihoods are other people's code and mix types. Numpy's errors for floats and JAX's guards of
+    transfers are ours inside: the caller chose them for code of their own.
 
     Args:
         function: Any function that calls JAX.
@@ -45,7 +48,7 @@ def float64(function: Callable[P, R]) -> Callable[P, R]:
         >>> float64(lambda: jnp.ones(2).dtype)()
         dtype('float64')
     """
-    return _within(function, lambda: jax.enable_x64(True), _standard)
+    return _within(function, own_arithmetic, _doors, _standard)
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
@@ -72,6 +75,12 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
 @contextmanager
 def _standard() -> Iterator[None]:
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@contextmanager
+def _doors() -> Iterator[None]:
+    with jax.enable_x64(True), jax.transfer_guard("allow"):
         yield
 
 

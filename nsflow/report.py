@@ -8,6 +8,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+from nsflow.arithmetic import with_own_arithmetic
 from nsflow.diagnostics import advice, diagnostics
 from nsflow.plots import KINDS, save
 from nsflow.results import MAX_PLOT_PARAMS, Results
@@ -50,6 +51,7 @@ CAPTIONS = {
 }
 
 
+@with_own_arithmetic
 def render(result: Results, title: str) -> str:
     """Write the page.
 

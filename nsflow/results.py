@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from nsflow import files
+from nsflow.arithmetic import with_own_arithmetic
 from nsflow.volumes import num_live
 
 # Columns that the frames and the CSV file add to the parameters'; "weights" is the name of anesthetic's index.
@@ -86,6 +87,7 @@ class Results:
     versions: dict[str, str] = field(default_factory=dict)
     trace: list[dict[str, Any]] = field(default_factory=list)
 
+    @with_own_arithmetic
     def __post_init__(self) -> None:
         names = tuple(self.names)
         labels = tuple(self.labels) or names
@@ -107,11 +109,13 @@ class Results:
         _check(self)
 
     @property
+    @with_own_arithmetic
     def information(self) -> float:
         r"""Posterior information :math:`D_{KL} = \sum_i p_i \log L_i - \log Z` in nats; NaN without any weight."""
         alive = np.isfinite(self.log_weights)
         return float(self._shares()[alive] @ self.log_likelihood[alive]) - self.logZ if alive.any() else math.nan
 
+    @with_own_arithmetic
     def posterior(self, num_samples: int | None = None, seed: int = 0) -> dict[str, Float64[np.ndarray, " num"]]:
         """Draw equally weighted posterior samples, in random order.
 
@@ -138,6 +142,7 @@ class Results:
         rows = np.searchsorted(edges / edges[-1], positions, side="right")
         return dict(zip(self.names, self.samples[rng.permutation(rows)].T.copy(), strict=True))
 
+    @with_own_arithmetic
     def to_anesthetic(self) -> Any:
         """Weighted samples for anesthetic's plots and statistics.
 
@@ -153,6 +158,7 @@ class Results:
         self._demand_weights("to_anesthetic")
         return self._frame(self._relative_weights() > 0)
 
+    @with_own_arithmetic
     def to_nested_samples(self) -> Any:
         r"""Present the draws as a nested-sampling run, with the tools of `anesthetic.NestedSamples`.
 
@@ -197,6 +203,7 @@ class Results:
         nested.root = None  # `to_hdf` asks for it
         return nested
 
+    @with_own_arithmetic
     def bootstrap_log_weights(self, num_samples: int = 200, seed: int = 0) -> Any:
         r"""Log-weights of the draws under the Bayesian bootstrap, which carry the error of the importance estimate.
 
@@ -230,6 +237,7 @@ class Results:
         total = counts.sum(axis=0) + (rng.gamma(missing, size=num_samples) if missing else 0.0)
         return pandas.DataFrame(self.log_weights[rows, None] + np.log(counts) - np.log(total))
 
+    @with_own_arithmetic
     def plot_2d(self, params: list[str] | None = None, **kwargs: Any) -> Any:
         """Corner plot of the posterior: densities on the diagonal, 68 % and 95 % contours below.
 
@@ -251,6 +259,7 @@ class Results:
         kwargs.setdefault("kind", "kde")
         return self.to_anesthetic().plot_2d(axes, **kwargs)
 
+    @with_own_arithmetic
     def save(self, root: str | os.PathLike[str]) -> None:
         """Write ``root.csv``, which `anesthetic.read_chains` reads, and ``root.json`` with everything else.
 
@@ -285,6 +294,7 @@ class Results:
             getattr(self, name).tobytes() == getattr(other, name).tobytes() for name in ARRAYS
         )
 
+    @with_own_arithmetic
     def __repr__(self) -> str:
         per_sample = f"{self.num_calls / self.ess:.1f}" if self.ess > 0 else "infinitely many"
         lines = [
@@ -341,6 +351,7 @@ class Results:
         return rows[np.isfinite(self.log_weights[rows]) | np.isneginf(self.log_likelihood[rows])]
 
 
+@with_own_arithmetic
 def load(root: str | os.PathLike[str]) -> Results:
     """Read a result that :meth:`Results.save` wrote.
 

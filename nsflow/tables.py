@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nsflow.arithmetic import with_own_arithmetic
 from nsflow.diagnostics import advice
 from nsflow.results import Results
 
@@ -21,6 +22,7 @@ class Marginal(NamedTuple):
     high: str  # 2.5 % above
 
 
+@with_own_arithmetic
 def marginals(result: Results) -> list[Marginal]:
     """Sum up the posterior of every parameter, in digits that its deviation leaves.
 
@@ -84,6 +86,7 @@ def number(value: float, error: float) -> str:
     return text.lstrip("-") if float(text) == 0 else text
 
 
+@with_own_arithmetic
 def evidence(result: Results, base10: bool = False) -> str:
     """Write log Z with its error, in nats or as a power of ten."""
     scale = math.log(10) if base10 else 1.0
@@ -96,6 +99,7 @@ def printable(text: str) -> str:
     return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
+@with_own_arithmetic
 def summary(result: Results) -> str:
     """Write evidence, parameters, diagnostics and alarms.
 
@@ -145,6 +149,7 @@ SCALE = (
 )
 
 
+@with_own_arithmetic
 def comparison(a: Results, b: Results, names: tuple[str, str]) -> str:
     r"""Write the Bayes factor of two models, in words.
 
