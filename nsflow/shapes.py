@@ -36,9 +36,7 @@ def by_chunks(function: Callable[[Any], Any], batch: Any, size: int) -> Any:
     padded = jax.tree.map(lambda x: np.pad(x, [(0, extra)] + [(0, 0)] * (np.ndim(x) - 1), "edge"), batch)
     starts = range(0, max(num_rows, 1), size)
     chunks = [jax.tree.map(lambda x, i=i: x[i : i + size], padded) for i in starts]
-    with jax.transfer_guard(
-        "allow"
-    ):  # weights move, whatever the user forbids elsewhere
+    with jax.transfer_guard("allow"):  # weights move, whatever the user forbids elsewhere
         return jax.tree.map(lambda *parts: np.concatenate(parts)[:num_rows], *[function(chunk) for chunk in chunks])
 
 
