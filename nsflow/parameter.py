@@ -3,6 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any, Protocol, final, runtime_checkable
 
 import jax
@@ -10,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from numpyro.distributions import biject_to
+from scipy.special import ndtri
 
 from nsflow.quantile import Quantile, from_normal, standard_normal_log_prob, to_normal
 
 # exp(+-700) is still finite: the latent place of a point on the very edge of its support.
 LATENT_EDGE = 700.0
+TAILS = (1e-9, 1e-12, 1e-14, 1e-17, 1e-30, 1e-100, 1e-300)  # probabilities at which quantiles are tried
 
 
 @runtime_checkable
@@ -160,6 +164,21 @@ class HostNormalScore(NormalLatent):
                 for f in (self.distribution.ppf, self.distribution.isf, self.distribution.cdf, self.distribution.sf)
             )
         )
+
+    @cached_property
+    def latent_limits(self) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
+        """Latent places beyond which scipy's quantiles do not belong to its own tail probabilities."""
+        pairs = (self.distribution.ppf, self.distribution.cdf), (self.distribution.isf, self.distribution.sf)
+        lower, upper = (self._limit(*pair) for pair in pairs)
+        return -lower, upper
+
+    def _limit(self, quantile: Callable[[Any], Any], probability: Callable[[Any], Any]) -> Float[np.ndarray, " d"]:
+        limit = np.full(self.num_dims, np.inf)
+        for good, tail in reversed(tuple(pairwise(TAILS))):
+            with np.errstate(all="ignore"):
+                back = np.broadcast_to(np.log(probability(quantile(tail))) - np.log(tail), self.shape).ravel()
+            limit = np.where(np.abs(back) < 1e-3, limit, -ndtri(good))
+        return limit
 
     def forward(self, z: Float[Array, "n d"]) -> Float[Array, "n *shape"]:
         """Map latent vectors to values."""

@@ -177,6 +177,13 @@ def test_a_gap_in_a_prior_is_jumped():
     np.testing.assert_allclose(x, [0.2, 0.998, 2.002, 2.8], atol=1e-6)
 
 
+def test_limits_are_where_scipy_loses_its_tail():
+    """The density of nine uniforms' sum is slow; scipy computes its upper quantiles as those of 1 - p."""
+    lower, upper = Prior({"a": stats.irwinhall(2)})._map.parameters["a"].latent_limits
+    assert lower < -7
+    assert 6 < upper < 8.3
+
+
 @float64
 def test_shares_of_a_sparse_dirichlet_are_sticks_of_a_beta():
     """The first share is Beta(a, rest) by itself; all of them sum to one and come back."""
