@@ -11,6 +11,7 @@ from jax.scipy.special import ndtr
 from jaxtyping import Array, Float
 from scipy import special
 
+from nsflow.failure import LikelihoodError, describe, same_type
 from nsflow.parameter import column_names
 from nsflow.periodic import LATENT_LIMIT
 from nsflow.quantile import SMALLEST_COMPLEMENT, SMALLEST_TAIL, standard_normal_log_prob
@@ -31,8 +32,9 @@ class Cube:
 
     Raises:
         TypeError: If `prior_transform` is not a function, or does not return real numbers.
-        ValueError: If it raises, or its output does not fit the names, is not finite at u = 1/2, ignores u, or is
+        ValueError: If its output does not fit the names, is not finite at u = 1/2, ignores u, or is
             random; or if a periodic parameter ignores its coordinate.
+        Exception: What it raises, with the point in the message.
 
     Example:
         >>> from nsflow.precision import float64
@@ -60,11 +62,14 @@ class Cube:
         self._check(tried)
         self.traceable = self._is_traced_alike(points, tried)
 
-    def forward(self, z: Float[Array, "n d"]) -> dict[str, Any]:
+    def forward(self, z: Any) -> dict[str, Any]:
         """Map latent vectors to parameters: by JAX, or all by numpy, as JAX compiles for each number of points."""
         if self.traceable:
             return jax.vmap(self._named)(self._place(z, jnp, ndtr))
-        return self._stack([self._call(row) for row in self._place(np.asarray(z), np, special.ndtr)])
+        try:
+            return self._stack([self._call(row) for row in self._place(np.asarray(z), np, special.ndtr)])
+        except Exception as error:  # in the middle of a run, which returns what it has
+            raise LikelihoodError(str(error)) from error.__cause__ or error
 
     def inverse(self, params: dict[str, Array]) -> Array:
         """Refuse: a transform has no known inverse."""
@@ -117,11 +122,17 @@ class Cube:
         try:
             output = self._transform(self._as_argument(u))
         except Exception as error:
-            raise ValueError(
-                f"`Prior.from_transform` expected `prior_transform` to map every point u inside the unit cube; at "
-                f"u = {_show(u)} it raised {type(error).__name__}: {error}. Mend the function there."
+            raise same_type(
+                error,
+                "`Prior.from_transform` expected `prior_transform` to map every point u inside the unit cube; at "
+                f"u = {_show(u)} it raised {describe(error)}. Mend the function there.",
             ) from error
         if isinstance(output, Mapping):
+            if not all(isinstance(name, str) for name in output):
+                raise TypeError(
+                    "`Prior.from_transform` expected `prior_transform` to return strings as names of parameters; got "
+                    f"{list(output)}. Quote them."
+                )
             values = {name: self._numbers(value, f" of {name!r}") for name, value in output.items()}
             shapes = {name: value.shape for name, value in values.items()}
             if self.shapes and shapes != self.shapes:
@@ -154,7 +165,7 @@ class Cube:
         """Call the function at some points; with JAX's arrays if it works with these alone, as ``u.at[0].set`` does."""
         try:
             first = self._call(points[0])
-        except ValueError:
+        except Exception:
             if not _is_traceable(self._transform, self.num_dims):
                 raise
             self._as_argument = jnp.array
@@ -184,7 +195,7 @@ class Cube:
         return bool(np.mean([np.mean(each) for each in same]) > 0.9)
 
     def _check(self, tried: dict[str, np.ndarray]) -> None:
-        columns = column_names({str(name): shape for name, shape in self.shapes.items()})
+        columns = column_names(self.shapes)
         if sorted(columns) != sorted(self.names):
             raise ValueError(
                 f"`Prior.from_transform` expected `prior_transform` to return the parameters {self.names}; "

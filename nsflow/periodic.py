@@ -70,15 +70,15 @@ class Turned(NormalLatent):
         """Whether JAX can trace the maps."""
         return self.base.traceable
 
-    def forward(self, z: Float[Array, "n d"]) -> Float[Array, "n *shape"]:
+    def forward(self, z: Float[Array | np.ndarray, "n d"]) -> Any:
         """Map latent vectors to values."""
         return self.base.forward(self._turn(z, self.phases))
 
-    def inverse(self, x: Float[Array, "n *shape"]) -> Float[Array, "n d"]:
+    def inverse(self, x: Float[Array | np.ndarray, "n *shape"]) -> Any:
         """Map values to latent vectors."""
         return self._turn(self.base.inverse(x), -self.phases)
 
-    def log_prob(self, x: Float[Array, "n *shape"]) -> Float[Array, " n"]:
+    def log_prob(self, x: Float[Array | np.ndarray, "n *shape"]) -> Any:
         """Density of the values, in nats."""
         return self.base.log_prob(x)
 

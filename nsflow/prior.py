@@ -156,8 +156,9 @@ class Prior:
         Raises:
             TypeError: If `prior_transform` is not a function or does not return real numbers, `names` or `periodic`
                 is not a sequence of strings, or `labels` are not strings.
-            ValueError: If the function raises, or its output does not fit the names, is not finite at u = 1/2, ignores
+            ValueError: If the output does not fit the names, is not finite at u = 1/2, ignores
                 u, or is random; or if `labels` or `periodic` do not fit the names.
+            Exception: What the function raises, with the point in the message.
 
         Example:
             >>> prior = Prior.from_transform(lambda u: 10 * u - 5, ["a", "b"])
