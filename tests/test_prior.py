@@ -438,6 +438,23 @@ def test_a_run_with_a_transform_in_numpy_equals_that_of_jax_and_compiles_no_more
     np.testing.assert_allclose(results[1].samples, results[0].samples, rtol=1e-7, atol=1e-7)
 
 
+def narrowly_broken(u):
+    x = 20 * np.asarray(u) - 10
+    if abs(x[0] - 1.0) < 2e-3:
+        raise FloatingPointError("no convergence")
+    return x
+
+
+def test_a_transform_that_raises_in_the_middle_of_a_run_costs_no_work():
+    prior = Prior.from_transform(narrowly_broken, ["a"])
+    likelihood = nsflow.HostLikelihood(lambda p: -0.5 * ((p["a"] - 1) / 0.05) ** 2, vectorized=True)
+    result = nsflow.run(likelihood, prior, ess=100, settings=nsflow.Settings(num_prior=100), progress=False)
+    assert not result.finished
+    assert result.num_calls >= 100
+    assert "prior_transform" in result.stop_reason
+    assert "FloatingPointError: no convergence" in result.stop_reason
+
+
 # ---- where the tail of a prior ends
 
 
