@@ -137,6 +137,12 @@ ADVICE = (
         "order parameters that can be swapped, and compare several seeds.",
     ),
     (
+        "the prior of",
+        "Numbers further out in that tail of the prior cannot be told apart. Use a distribution whose tail is exact "
+        "(most of numpyro's are), widen the prior, or let the tail of a transform be where u goes to 0: `isf(u)` in "
+        "the place of `ppf(u)`.",
+    ),
+    (
         "the likelihood was NaN",
         "Those points count as impossible. If that is not what you mean, mend the likelihood there, and run again.",
     ),

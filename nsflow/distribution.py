@@ -54,7 +54,8 @@ def as_parameter(name: str, distribution: Any) -> Parameter:
 
     Args:
         name: The parameter's name, for the messages.
-        distribution: A numpyro distribution, a frozen scipy distribution, or either of them in a `Periodic`.
+        distribution: A numpyro distribution, a frozen scipy distribution, one of scipy's that takes no arguments (an
+            `rv_histogram`, or `rv_discrete` of given values), or any of them in a `Periodic`.
 
     Returns:
         The parameter. Its latent vector is N(0, I) where the distribution has a quantile function.
@@ -72,6 +73,8 @@ def as_parameter(name: str, distribution: Any) -> Parameter:
         return _periodic(name, distribution.distribution)
     if isinstance(distribution, dist.Distribution):
         return _numpyro_parameter(name, distribution)
+    if _is_complete(distribution):
+        distribution = distribution()
     kind = getattr(distribution, "dist", None)
     if isinstance(kind, scipy.stats.rv_discrete):
         return _scipy_discrete(name, distribution, kind)
@@ -83,6 +86,13 @@ def as_parameter(name: str, distribution: Any) -> Parameter:
         f"`Prior` expected a numpyro distribution or a frozen scipy.stats distribution for parameter {name!r}; "
         f"got {distribution!r}. {_advice(distribution)}"
     )
+
+
+def _is_complete(distribution: Any) -> bool:
+    """Whether it is a scipy distribution of the user's own making without shape parameters, which needs no freezing."""
+    if not isinstance(distribution, (scipy.stats.rv_continuous, scipy.stats.rv_discrete)):
+        return False
+    return distribution.numargs == 0 and getattr(scipy.stats, str(distribution.name), None) is not distribution
 
 
 def _advice(thing: Any) -> str:

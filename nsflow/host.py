@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import numpy as np
@@ -75,6 +76,24 @@ class HostLikelihood:
         values = function, num_chunks, pool, retries, timeout, bool(vectorized), workers
         for name, value in zip(self.__slots__, values, strict=True):
             object.__setattr__(self, name, value)
+
+    def __copy__(self) -> "HostLikelihood":
+        """The likelihood itself, which is immutable."""
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "HostLikelihood":
+        """The likelihood itself, which is immutable."""
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Pickle what it was made from; a pool that is at work belongs to one process."""
+        if self.workers is not None and not self.workers.is_made_here:
+            raise TypeError(
+                f"`HostLikelihood` expected a function that makes a pool when it is pickled; its `pool` is "
+                f"{self.pool!r}, whose workers belong to this process. Give for instance `pool=multiprocessing.Pool`."
+            )
+        options = ("vectorized", "pool", "num_chunks", "timeout", "retries")
+        return partial(HostLikelihood, **{name: getattr(self, name) for name in options}), (self.function,)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"`HostLikelihood` is immutable: cannot set {name!r}. Build a new one.")

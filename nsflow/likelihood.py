@@ -89,6 +89,23 @@ class JaxLikelihood:
             self._gradients[prior] = _gradient(self.function, prior)
         return self._gradients[prior]
 
+    def __copy__(self) -> "JaxLikelihood":
+        """The likelihood itself, which is immutable."""
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "JaxLikelihood":
+        """The likelihood itself, which is immutable."""
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Pickle the function: what is compiled is compiled anew."""
+        if self.mesh is not None:
+            raise TypeError(
+                f"`JaxLikelihood` expected no `mesh` when it is pickled, since devices belong to one process; got "
+                f"{self.mesh!r}. Send the function, and build the likelihood where it is used."
+            )
+        return JaxLikelihood, (self.function,)
+
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"`JaxLikelihood` is immutable: cannot set {name!r}. Build a new one.")
 

@@ -17,7 +17,7 @@ from nsflow.precision import float64
 from nsflow.prior import Prior
 from nsflow.results import Results
 from nsflow.state import Phase, Problem, Settings, State
-from nsflow.summary import weight_alarms
+from nsflow.summary import limit_alarms, weight_alarms
 
 
 @no_type_check  # its own messages come before a run-time checker's
@@ -163,8 +163,10 @@ def _union(states: Sequence[State], seeds: Sequence[int]) -> Results:
     fresh.log_weights[: len(log_weights)] = log_weights + np.log(scale)
     estimate = fresh.estimate()
     params = np.concatenate([p.flatten(p.forward(b.draws.x)) for b, p in zip(batches, priors, strict=True)])
+    limits = limit_alarms(priors[0], fresh.x, fresh.log_weights)  # the same wherever circles are cut open
     return Results(
         names=(*priors[0].names, *fresh.derived),
+        labels=(*priors[0].labels, *fresh.derived),
         derived=tuple(fresh.derived),
         samples=np.column_stack([params, *fresh.derived.values()]),
         log_likelihood=fresh.log_likelihood,
@@ -173,7 +175,7 @@ def _union(states: Sequence[State], seeds: Sequence[int]) -> Results:
         num_calls=sum(state.num_calls for state in states),
         finished=all(state.phase is Phase.FINISHED for state in states),
         stop_reason=f"merged from {len(states)} checkpoints",
-        alarms=(*weight_alarms(estimate), *_disagreements([b.estimate()[:2] for b, _ in frozen])),
+        alarms=(*weight_alarms(estimate), *limits, *_disagreements([b.estimate()[:2] for b, _ in frozen])),
         settings={"runs": [{"seed": seed, **asdict(s.settings)} for s, seed in zip(states, seeds, strict=True)]},
         **estimate._asdict(),
     )

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from numpyro.distributions import biject_to
-from scipy.special import ndtri
+from scipy import special
 
-from nsflow.quantile import Quantile, from_normal, standard_normal_log_prob, to_normal
+from nsflow.quantile import SMALLEST_TAIL, standard_normal_log_prob
 
 # exp(+-700) is still finite: the latent place of a point on the very edge of its support.
 LATENT_EDGE = 700.0
@@ -156,15 +156,6 @@ class HostNormalScore(NormalLatent):
     shape: tuple[int, ...]
     traceable: bool = False
 
-    @property
-    def _quantile(self) -> Quantile:
-        return Quantile(
-            *(
-                lambda a, f=f: jnp.asarray(f(np.asarray(a)), jnp.float64)
-                for f in (self.distribution.ppf, self.distribution.isf, self.distribution.cdf, self.distribution.sf)
-            )
-        )
-
     @cached_property
     def latent_limits(self) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
         """Latent places beyond which scipy's quantiles do not belong to its own tail probabilities."""
@@ -177,21 +168,27 @@ class HostNormalScore(NormalLatent):
         for good, tail in reversed(tuple(pairwise(TAILS))):
             with np.errstate(all="ignore"):
                 back = np.broadcast_to(np.log(probability(quantile(tail))) - np.log(tail), self.shape).ravel()
-            limit = np.where(np.abs(back) < 1e-3, limit, -ndtri(good))
+            limit = np.where(np.abs(back) < 1e-3, limit, -special.ndtri(good))
         return limit
 
-    def forward(self, z: Float[Array, "n d"]) -> Float[Array, "n *shape"]:
+    # By numpy alone: JAX compiles for each number of points, a few hundred times in a run.
+    def forward(self, z: Any) -> Any:
         """Map latent vectors to values."""
-        return from_normal(self._quantile, z.reshape((-1, *self.shape)))
+        z = np.asarray(z, np.float64).reshape((-1, *self.shape))
+        tail = np.clip(special.ndtr(-np.abs(z)), SMALLEST_TAIL, 0.5)
+        return np.asarray(np.where(z < 0, self.distribution.ppf(tail), self.distribution.isf(tail)), np.float64)
 
-    def inverse(self, x: Float[Array, "n *shape"]) -> Float[Array, "n d"]:
+    def inverse(self, x: Any) -> Float[np.ndarray, "n d"]:
         """Map values to latent vectors."""
-        return to_normal(self._quantile, x).reshape((-1, self.num_dims))
+        x = np.asarray(x, np.float64)
+        below, above = self.distribution.cdf(x), self.distribution.sf(x)
+        z = special.ndtri(np.clip(np.minimum(below, above), SMALLEST_TAIL, 0.5))
+        return np.where(below < above, z, -z).reshape((-1, self.num_dims))
 
-    def log_prob(self, x: Float[Array, "n *shape"]) -> Float[Array, " n"]:
+    def log_prob(self, x: Any) -> Float[np.ndarray, " n"]:
         """Density of the values, in nats."""
         density = np.asarray(self.distribution.logpdf(np.asarray(x)), np.float64)
-        return jnp.asarray(density.reshape(len(density), -1).sum(-1))
+        return density.reshape(len(density), -1).sum(-1)
 
 
 @final

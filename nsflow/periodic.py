@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any, final
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import ndtr, ndtri
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
+from scipy import special
 
 from nsflow.parameter import NormalLatent
 from nsflow.quantile import SMALLEST_COMPLEMENT
@@ -14,6 +15,9 @@ from nsflow.quantile import SMALLEST_COMPLEMENT
 BANDWIDTH = 0.05  # of the circle
 NUM_PLACES = 256  # of the circle that are tried
 TOP = 0.2  # share of the draws that are looked at
+# Where a step of a double next to 1 is an eighth of the probability beyond it: places on the unit interval farther up
+# are told apart by hundredths of z, and from z = 8.3 on not at all.
+LATENT_LIMIT = -float(special.ndtri(8 * SMALLEST_COMPLEMENT))
 
 
 @final
@@ -66,23 +70,42 @@ class Turned(NormalLatent):
         """Whether JAX can trace the maps."""
         return self.base.traceable
 
-    def forward(self, z: Float[Array, "n d"]) -> Float[Array, "n *shape"]:
+    def forward(self, z: Float[Array | np.ndarray, "n d"]) -> Any:
         """Map latent vectors to values."""
-        return self.base.forward(turn(z, self.phases))
+        return self.base.forward(self._turn(z, self.phases))
 
-    def inverse(self, x: Float[Array, "n *shape"]) -> Float[Array, "n d"]:
+    def inverse(self, x: Float[Array | np.ndarray, "n *shape"]) -> Any:
         """Map values to latent vectors."""
-        return turn(self.base.inverse(x), -self.phases)
+        return self._turn(self.base.inverse(x), -self.phases)
 
-    def log_prob(self, x: Float[Array, "n *shape"]) -> Float[Array, " n"]:
+    def log_prob(self, x: Float[Array | np.ndarray, "n *shape"]) -> Any:
         """Density of the values, in nats."""
         return self.base.log_prob(x)
 
+    @property
+    def is_periodic(self) -> Bool[np.ndarray, " d"]:
+        """Which of its numbers are on a circle: all."""
+        return np.full(self.num_dims, True)
 
-def turn(z: Float[Array | np.ndarray, "n d"], phases: Float[np.ndarray, " d"]) -> Float[Array, "n d"]:
-    """Move latent points along their circles, by phases of whole turns."""
-    u = jnp.mod(ndtr(z) + phases, 1.0)
-    return ndtri(jnp.clip(u, SMALLEST_COMPLEMENT, 1 - SMALLEST_COMPLEMENT))
+    @property
+    def latent_limits(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where places on the circle can be told from its cut."""
+        upper = np.full(self.num_dims, LATENT_LIMIT)
+        return -upper, upper
+
+    def turned(self, phases: Float[np.ndarray, " d"]) -> "Turned":
+        """The same parameter with other phases."""
+        return Turned(self.base, np.asarray(phases) % 1.0)
+
+    def _turn(self, z: Any, phases: Float[np.ndarray, " d"]) -> Any:
+        # JAX compiles for each number of points that it is given outside of compiled functions.
+        return turn(z, phases) if self.traceable else turn(z, phases, np, special)
+
+
+def turn(z: Any, phases: Float[np.ndarray, " d"], xp: Any = jnp, special: Any = jax.scipy.special) -> Any:
+    """Move latent points along their circles, by phases of whole turns; by JAX, or by numpy and scipy."""
+    u = xp.mod(special.ndtr(z) + phases, 1.0)
+    return special.ndtri(xp.clip(u, SMALLEST_COMPLEMENT, 1 - SMALLEST_COMPLEMENT))
 
 
 def emptiest(u: Float[np.ndarray, " n"], log_likelihood: Float[np.ndarray, " n"]) -> float:

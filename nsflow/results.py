@@ -115,8 +115,25 @@ class Results:
         alive = np.isfinite(self.log_weights)
         return float(self._shares()[alive] @ self.log_likelihood[alive]) - self.logZ if alive.any() else math.nan
 
+    @property
     @with_own_arithmetic
-    def posterior(self, num_samples: int | None = None, seed: int = 0) -> dict[str, Float64[np.ndarray, " num"]]:
+    def best(self) -> dict[str, float]:
+        """The draw with the highest log L inside the prior: column name -> value, and ``logL`` in nats.
+
+        It is a draw, not the maximum, which is higher by a nat or more in many dimensions.
+
+        Raises:
+            ValueError: If no draw has a weight.
+        """
+        self._demand_weights("best")
+        row = int(np.argmax(np.where(np.isfinite(self.log_weights), self.log_likelihood, -np.inf)))
+        values = dict(zip(self.names, self.samples[row].tolist(), strict=True))
+        return values | {"logL": float(self.log_likelihood[row])}
+
+    @with_own_arithmetic
+    def posterior(
+        self, num_samples: int | None = None, seed: int = 0, with_logL: bool = False
+    ) -> dict[str, Float64[np.ndarray, " num"]]:
         """Draw equally weighted posterior samples, in random order.
 
         Systematic resampling: draw i appears ``num * p_i`` times, rounded up or down, so that points repeat no more
@@ -125,6 +142,7 @@ class Results:
         Args:
             num_samples: Number of samples; default the `ess`. More than that only repeats points.
             seed: Seed of the resampling.
+            with_logL: Whether to add the log-likelihoods of the samples, in nats, as ``logL``.
 
         Returns:
             Column name -> values, shape ``(num_samples,)``.
@@ -140,7 +158,9 @@ class Results:
         edges = np.cumsum(self._shares())
         positions = np.minimum((np.arange(num) + rng.random()) / num, np.nextafter(1, 0))  # the sum may round up to 1
         rows = np.searchsorted(edges / edges[-1], positions, side="right")
-        return dict(zip(self.names, self.samples[rng.permutation(rows)].T.copy(), strict=True))
+        rows = rng.permutation(rows)
+        values = dict(zip(self.names, self.samples[rows].T.copy(), strict=True))
+        return values | ({"logL": self.log_likelihood[rows]} if with_logL else {})
 
     @with_own_arithmetic
     def to_anesthetic(self) -> Any:
@@ -285,6 +305,12 @@ class Results:
         frame["log_weights"] = self.log_weights
         frame.set_label("log_weights", r"$\ln w$")
         files.write(root, frame, self._header())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a pickle or a deep copy, whose arrays are read-only as well."""
+        self.__dict__.update(state)
+        for name in ARRAYS:
+            getattr(self, name).setflags(write=False)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Results):

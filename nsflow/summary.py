@@ -4,14 +4,18 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
+from jaxtyping import Float
+from scipy import special
 
 from nsflow.evidence import Evidence, is_heavy, log_evidence
 from nsflow.frozen import POOR, unproposed
+from nsflow.prior import Prior
 from nsflow.results import Results
 from nsflow.search import unmet_share
 from nsflow.state import Phase, State, StepInfo
 from nsflow.versions import version_of
 
+BEYOND = 1e-3  # share of the posterior where a prior's map ends: an error of log Z of the same size
 UNFOLLOWED = 0.005  # share of the evidence on a ridge beyond the draws: half of the error at an ESS of 10 000
 
 
@@ -47,6 +51,7 @@ def summarise(
         derived = dict.fromkeys(state.derived, np.full(len(x), np.nan))  # training points do not carry them
     return Results(
         names=(*prior.names, *derived),
+        labels=(*prior.labels, *derived),
         derived=tuple(derived),
         samples=np.column_stack([prior.flatten(prior.forward(x)), *derived.values()]),
         log_likelihood=log_likelihood,
@@ -55,7 +60,11 @@ def summarise(
         num_calls=state.num_calls,
         finished=state.phase is Phase.FINISHED,
         stop_reason=failure or stop_reason,
-        alarms=(*_alarms(state, estimate), *([f"the run was stopped by a failure: {failure}"] if failure else [])),
+        alarms=(
+            *_alarms(state, estimate),
+            *limit_alarms(prior, x, log_weights),
+            *([f"the run was stopped by a failure: {failure}"] if failure else []),
+        ),
         seed=seed,
         settings=asdict(state.settings),
         versions={name: version_of(name) for name in ("nsflow", "jax", "flax", "optax", "numpyro")},
@@ -122,6 +131,31 @@ def weight_alarms(estimate: Evidence) -> list[str]:
     if estimate.max_weight_share > 0.05:
         alarms.append(f"one draw carries {estimate.max_weight_share:.0%} of the evidence")
     return alarms
+
+
+def limit_alarms(prior: Prior, x: Float[np.ndarray, "n d"], log_weights: Float[np.ndarray, " n"]) -> list[str]:
+    """Which parameters have posterior where the prior's map to their values ends.
+
+    Args:
+        prior: The prior.
+        x: Latent points, shape ``(n, d)``.
+        log_weights: Their posterior weights, nats, shape ``(n,)``.
+
+    Returns:
+        The alarms.
+    """
+    log_total = np.logaddexp.reduce(log_weights)
+    weights = np.exp(log_weights - log_total) if log_total > -np.inf else np.zeros(len(x))
+    alarms = []
+    for name, low, high, z in zip(prior.latent_names, *prior.latent_limits, x.T, strict=True):
+        for side, limit, is_beyond in (("lower", low, z < low), ("upper", high, z > high)):
+            share = float(weights @ is_beyond)
+            if share > BEYOND:
+                alarms.append(
+                    f"the prior of {name!r} ends in its {side} tail of {special.ndtr(-abs(limit)):.0e}: {share:.1%} of "
+                    "the posterior lies beyond, where log Z is wrong"
+                )
+    return list(dict.fromkeys(alarms))
 
 
 def _lacks(early: Evidence, late: Evidence) -> float:

@@ -56,6 +56,11 @@ class Workers:
             self._require_timeout()
 
     @property
+    def is_made_here(self) -> bool:
+        """Whether the pool was given as what makes it."""
+        return self._make is not None
+
+    @property
     def pool(self) -> Any:
         """The pool at work; made now if it was not yet."""
         if self._pool is None:

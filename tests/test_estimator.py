@@ -1,5 +1,8 @@
 """Density estimators: one protocol, exact densities, and evidences that do not depend on which proposes."""
 
+import copy
+import pickle
+
 import jax
 import numpy as np
 import pytest
@@ -140,3 +143,12 @@ def test_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sklearn.mixture", None)
     with pytest.raises(ImportError, match=r"pip install 'nsflow\[densities\]'"):
         GaussianMixtureEstimator().fit(jax.random.key(0), POINTS, np.zeros(2000))
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [*ESTIMATORS.values(), SMALL, nsflow.Settings(ess=50, training=SMALL)],
+    ids=lambda sent: type(sent).__name__,
+)
+def test_what_is_sent_to_another_process_comes_back_equal(sent):
+    assert pickle.loads(pickle.dumps(sent)) == copy.deepcopy(sent) == sent

@@ -11,8 +11,8 @@ ROOT = Path(nsflow.__file__).parent
 # Each imports only from those before it.
 ORDER = (
     "arithmetic", "precision", "shapes", "interrupt", "coordinate", "normal_score", "quantile", "parameter",
-    "simplex", "discrete", "periodic", "cube", "distribution",
-    "prior", "batch", "failure", "workers", "host", "journal", "likelihood", "gaussian", "modes",
+    "simplex", "discrete", "periodic", "failure", "cube", "distribution",
+    "prior", "batch", "workers", "host", "journal", "likelihood", "gaussian", "modes",
     "base", "pushforward", "path", "schedule", "process", "coupling", "ode",
     "objective", "score_matching", "action_matching", "maximum_likelihood", "velocity", "train", "flow",
     "energy", "langevin", "sde", "proposal", "triangular", "surrogate", "ellipsoids", "pool", "online",

@@ -1,6 +1,7 @@
 """Values, counts and failures of likelihoods, on the host, through pools and under JAX."""
 
 import concurrent.futures
+import copy
 import math
 import multiprocessing
 import multiprocessing.pool
@@ -90,6 +91,37 @@ def test_host_function_cannot_change_the_points(function, vectorized):
         evaluate(HostLikelihood(careless, vectorized=vectorized), PARAMS).log_likelihood, VALUES
     )
     np.testing.assert_array_equal(PARAMS["b"], before)
+
+
+# ---- copies
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        JaxLikelihood(jax_function),
+        HostLikelihood(vectorized_function, vectorized=True, retries=5),
+        HostLikelihood(host_function, pool=multiprocessing.pool.ThreadPool, num_chunks=2, timeout=60.0),
+    ],
+    ids=["jax", "vectorized", "pool"],
+)
+def test_likelihoods_can_be_copied_and_sent(likelihood):
+    assert copy.copy(likelihood) is copy.deepcopy(likelihood) is likelihood
+    evaluate(likelihood, PARAMS)  # compiled, and its pool at work
+    sent = pickle.loads(pickle.dumps(likelihood))
+    np.testing.assert_array_equal(evaluate(sent, PARAMS).log_likelihood, VALUES)
+    for name in ("function", "vectorized", "pool", "num_chunks", "timeout", "retries"):
+        assert getattr(sent, name, None) == getattr(likelihood, name, None)
+
+
+def test_a_pool_at_work_and_devices_are_not_sent():
+    with multiprocessing.pool.ThreadPool(1) as pool:
+        likelihood = HostLikelihood(host_function, pool=pool)
+        assert copy.deepcopy(likelihood) is likelihood
+        with pytest.raises(TypeError, match=r"`pool` is <multiprocessing.pool.ThreadPool.*pool=multiprocessing.Pool"):
+            pickle.dumps(likelihood)
+    with pytest.raises(TypeError, match="`JaxLikelihood` expected no `mesh` when it is pickled"):
+        pickle.dumps(JaxLikelihood(jax_function, mesh=jax.make_mesh((1,), ("points",))))
 
 
 # ---- one row, one call

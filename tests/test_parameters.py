@@ -1,5 +1,8 @@
 """Parameters that are integers, angles, or derived by the likelihood."""
 
+import copy
+import pickle
+
 import anesthetic
 import jax
 import jax.numpy as jnp
@@ -47,6 +50,35 @@ def test_integers_have_their_probabilities_and_come_back(distribution, reference
         np.testing.assert_allclose(prior.log_prob({"k": k}), reference.logpmf(k), rtol=1e-8, atol=1e-9)
     np.testing.assert_array_equal(prior.log_prob({"k": np.array([0.5, -7.0])}), -np.inf)
     np.testing.assert_allclose(prior.latent_log_prob(z[:, None]), stats.norm.logpdf(z))
+
+
+def test_scipy_distributions_of_the_users_own_need_no_freezing():
+    """They take no arguments: a histogram, values with probabilities, a class without shape parameters."""
+
+    class Ramp(stats.rv_continuous):
+        def _pdf(self, x):
+            return 2 * x
+
+        def _cdf(self, x):
+            return x**2
+
+        def _ppf(self, q):
+            return np.sqrt(q)
+
+    histogram = stats.rv_histogram(np.histogram(np.arange(1, 11) ** 2, bins=5))
+    values = stats.rv_discrete(values=([1, 2, 5], [0.2, 0.5, 0.3]))
+    ramp = Ramp(a=0.0, b=1.0, name="ramp")
+    prior = nsflow.Prior({"h": histogram, "k": values, "r": ramp})
+    assert prior.is_discrete.tolist() == [False, True, False]
+    z = np.linspace(-3, 3, 50)
+    x = prior.forward(np.stack([z, z, z], axis=1))
+    u = stats.norm.cdf(z)
+    for name, distribution in (("h", histogram), ("k", values), ("r", ramp)):
+        np.testing.assert_allclose(x[name], distribution.ppf(u), rtol=1e-9)
+    expected = histogram.logpdf(x["h"]) + values.logpmf(x["k"]) + ramp.logpdf(x["r"])
+    np.testing.assert_allclose(prior.log_prob(x), expected, rtol=1e-9)
+    with pytest.raises(TypeError, match="Freeze it"):  # a slip: this is the standard normal
+        nsflow.Prior({"a": stats.norm})
 
 
 def test_vectors_of_integers():
@@ -167,6 +199,71 @@ def test_a_posterior_across_the_ends_of_a_circle():
         spread = np.sqrt(weights @ (z - weights @ z) ** 2)
         assert (spread < 0.2) == is_one_mode
         assert (spread > 1.5) != is_one_mode
+
+
+def unit_to_angle(u):
+    return np.asarray([2 * np.pi * u[0], 10 * u[1] - 5])
+
+
+def unit_to_angle_by_jax(u):
+    return jnp.stack([2 * jnp.pi * u[0], 10 * u[1] - 5])
+
+
+@pytest.mark.parametrize("transform", [unit_to_angle, unit_to_angle_by_jax])
+def test_a_periodic_coordinate_of_a_transform(transform):
+    """Turned like a distribution, and the same from a pickle and in a checkpoint."""
+    prior = nsflow.Prior.from_transform(transform, ["phi", "x"], periodic=["phi"], labels={"phi": r"\phi"})
+    same = nsflow.Prior({"phi": nsflow.Periodic(dist.Uniform(0.0, 2 * np.pi)), "x": dist.Uniform(-5.0, 5.0)})
+    assert prior.is_periodic.tolist() == [True, False]
+    assert not nsflow.Prior.from_transform(transform, ["phi", "x"]).is_periodic.any()
+    z = np.random.default_rng(0).normal(size=(50, 2))
+    for phases in (np.zeros(2), np.array([0.3, 0.0])):
+        turned = prior.turn(phases)
+        assert turned.phases.tolist() == phases.tolist()
+        expected = same.turn(phases).forward(z)
+        for name, values in turned.forward(z).items():
+            np.testing.assert_allclose(values, expected[name], atol=1e-9)
+    assert copy.deepcopy(prior) is prior
+
+
+def test_a_posterior_across_the_ends_of_a_transform(tmp_path):
+    prior = nsflow.Prior.from_transform(unit_to_angle, ["phi", "x"], periodic=["phi"], labels={"phi": r"\phi"})
+    likelihood = nsflow.HostLikelihood(lambda p: across(p, np), vectorized=True)
+    settings, sent = nsflow.Settings(ess=300, num_prior=300), pickle.loads(pickle.dumps(prior))
+    path = tmp_path / "run"
+    capped = nsflow.run(likelihood, prior, max_calls=2000, settings=settings, checkpoint=path, progress=False)
+    assert not capped.finished
+    result = nsflow.run(likelihood, sent, settings=settings, checkpoint=path, progress=False)
+    assert abs(result.logZ - exact_across()) < SIGMAS * result.logZ_err
+    assert result.logZ_err < 0.15
+    assert result.labels == capped.labels == (r"$\phi$", "x")
+    phi = result.samples[:, 0]
+    assert 0 <= phi.min() < 0.1 < 6 < phi.max() <= 2 * np.pi
+    unlabelled = nsflow.Prior.from_transform(unit_to_angle, ["phi", "x"], periodic=["phi"])
+    again = nsflow.run(likelihood, unlabelled, settings=settings, checkpoint=path, progress=False)
+    assert (again.logZ, again.labels) == (result.logZ, ("phi", "x"))  # labels are no part of what a run is
+
+
+@pytest.mark.parametrize(
+    ("periodic", "error", "match"),
+    [
+        ("phi", TypeError, r"a list of names as `periodic`; got 'phi'.*periodic=\['phi'\]"),
+        (["psi"], ValueError, r"names among \('phi', 'x'\) as `periodic`; got \['psi'\]"),
+        (True, TypeError, "a list of names as `periodic`; got True"),
+    ],
+)
+def test_wrong_circles_of_a_transform_are_explained(periodic, error, match):
+    with pytest.raises(error, match=match):
+        nsflow.Prior.from_transform(unit_to_angle, ["phi", "x"], periodic=periodic)
+
+
+def test_names_of_circles_are_in_the_order_of_the_cube():
+    def swapped(u):
+        return {"phi": 6.283 * u[1], "x": u[0]}
+
+    with pytest.raises(ValueError, match=r"'phi' is periodic; it does not change with u\[0\]"):
+        nsflow.Prior.from_transform(swapped, ["phi", "x"], periodic=["phi"])
+    assert nsflow.Prior.from_transform(swapped, ["x", "phi"], periodic=["phi"]).is_periodic.tolist() == [False, True]
 
 
 @pytest.mark.parametrize("distribution", [dist.Poisson(1.0), dist.Dirichlet(jnp.ones(3))])

@@ -2,14 +2,17 @@
 
 import math
 
+import anesthetic
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from scipy import stats
 
+import nsflow
 from nsflow import plots
 from nsflow.evidence import log_evidence, pareto_tail
 from nsflow.results import Results
@@ -77,6 +80,20 @@ def test_the_triangle_has_the_densities_of_the_posterior(result):
     assert abs(x[density.argmax()]) < 0.3 * WIDTH
     inside = x[density > math.exp(-0.5)]
     assert inside[-1] - inside[0] == pytest.approx(2 * WIDTH, rel=0.2)
+
+
+def test_labels_of_the_prior_reach_the_triangle_the_frames_and_the_files(tmp_path):
+    prior = nsflow.Prior({"a": dist.Normal(0, 1), "b": dist.Normal(0, 1)}, labels={"a": r"$\alpha$"})
+    likelihood = nsflow.HostLikelihood(lambda p: (-0.5 * p["a"] ** 2, {"c": 2.0 * p["b"]}), vectorized=True)
+    result = nsflow.run(likelihood, prior, ess=50, settings=nsflow.Settings(num_prior=100), progress=False)
+    assert result.labels == (r"$\alpha$", "b", "c")
+    figure = plots.triangle(result)
+    labels = {axes.get_xlabel() for axes in figure.axes} | {axes.get_ylabel() for axes in figure.axes}
+    assert {r"$\alpha$", "b"} <= labels
+    assert result.to_anesthetic().get_label("a") == r"$\alpha$"
+    result.save(tmp_path / "run")
+    assert nsflow.load(tmp_path / "run").labels == result.labels
+    assert anesthetic.read_chains(str(tmp_path / "run")).get_label("a") == r"$\alpha$"
 
 
 def test_kernels_are_as_wide_as_the_modes():

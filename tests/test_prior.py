@@ -1,6 +1,8 @@
 """Identities of the prior in closed form, then the wrong calls it must explain."""
 
+import copy
 import functools
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +12,11 @@ import pytest
 import scipy.stats as stats
 from numpyro.distributions import transforms
 
+import nsflow
+from nsflow.periodic import LATENT_LIMIT
 from nsflow.precision import float64
 from nsflow.prior import Prior
+from nsflow.summary import limit_alarms
 
 FALSE_ALARM = 1e-6  # chance that a correct nsflow fails any one statistical test in this file
 
@@ -324,6 +329,259 @@ def test_transform_to_a_dict():
     assert prior.forward(np.zeros(3))["b"].shape == (2,)
 
 
+def aliased(u):
+    v = u
+    v *= 10  # in numpy u as well, in JAX v alone
+    return u
+
+
+def shifted_in_place(u):
+    u *= 10
+    u[0] = np.exp(u[0])
+    return u
+
+
+def updated(u):
+    return u.at[0].set(jnp.exp(10 * u[0])).at[1].set(10 * u[1])  # arrays of JAX alone have `at`
+
+
+@pytest.mark.parametrize(
+    ("transform", "first", "traceable"),
+    [(aliased, lambda u: u, False), (shifted_in_place, np.exp, False), (updated, np.exp, True)],
+)
+@float64
+def test_transforms_in_place(transform, first, traceable):
+    prior = Prior.from_transform(transform, ["a", "b"])
+    z = np.array([[0.3, 1.0], [-1.0, 0.1]])
+    u = 10 * stats.norm.cdf(z)
+    assert prior.traceable is traceable
+    np.testing.assert_allclose(prior.forward(z)["a"], first(u[:, 0]))
+    np.testing.assert_allclose(prior.forward(z)["b"], u[:, 1])
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [lambda u: [u[0] > 0.9, 0.0], lambda u: np.array([np.floor(3 * u[0]), u[1] < 0.002]), lambda u: 1.0 * (u > 0.99)],
+)
+def test_transforms_to_switches_are_not_taken_for_constants(transform):
+    prior = Prior.from_transform(transform, ["a", "b"])
+    z = np.array([[0.0, 0.0], [2.5, -3.0]])
+    expected = np.array([transform(u) for u in stats.norm.cdf(z)], float)
+    np.testing.assert_array_equal(prior.flatten(prior.forward(z)), expected)
+
+
+# ---- compilations
+
+COMPILED = []  # names of events that JAX reports; listeners cannot be taken away again
+jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: COMPILED.append(event))
+
+
+def num_compiled():
+    return COMPILED.count("/jax/core/compile/backend_compile_duration")
+
+
+HOST_PRIORS = {
+    "transform": lambda: Prior.from_transform(numpy_transform, ["a", "b"]),
+    "periodic transform": lambda: Prior.from_transform(numpy_transform, ["a", "b"], periodic=["a"]),
+    "scipy": lambda: Prior({"a": stats.gamma(2.0), "b": stats.t(3)}),
+    "mixed": lambda: Prior({"a": dist.Gamma(2.0, 1.0), "b": stats.t([3, 4]), "c": dist.Poisson(3.0)}),
+    "circle": lambda: Prior({"a": nsflow.Periodic(stats.vonmises(0.5))}),
+}
+
+
+@cases(HOST_PRIORS)
+@float64
+def test_maps_of_the_host_compile_for_no_number_of_points(name):
+    """JAX compiled every operation for every number of points, 423 times in one run."""
+    prior = HOST_PRIORS[name]()
+
+    def use(num):
+        z = prior.latent_sample(jax.random.key(1), num)
+        x = prior.forward(z)
+        np.testing.assert_allclose(prior.sample(jax.random.key(1), num)[prior.names[0]], x[prior.names[0]], rtol=1e-9)
+        assert prior.latent_log_prob(z).shape == (num,)
+        if "transform" not in name:
+            assert np.isfinite(prior.log_prob(x)).all()
+            np.testing.assert_array_equal(np.shape(prior.inverse(x)), np.shape(z))
+
+    before = num_compiled()
+    use(1)
+    assert num_compiled() > before  # the count counts
+    before = num_compiled()
+    for num in (2, 3, 17, 64, 513):
+        use(num)
+    assert num_compiled() == before
+
+
+def box_by_jax(u):
+    return 20 * u - 10
+
+
+def box_by_numpy(u):
+    return np.asarray(u) * 20 - 10
+
+
+def test_a_run_with_a_transform_in_numpy_equals_that_of_jax_and_compiles_no_more():
+    def log_likelihood(p):
+        return -0.5 * ((p["a"] - 1) / 0.3) ** 2 - 0.5 * ((p["b"] - p["a"]) / 0.2) ** 2
+
+    results, counts = [], []
+    for transform in (box_by_jax, box_by_numpy):
+        before = num_compiled()
+        prior = Prior.from_transform(transform, ["a", "b"])
+        likelihood = nsflow.HostLikelihood(log_likelihood, vectorized=True)
+        settings = nsflow.Settings(num_prior=100)
+        results.append(nsflow.run(likelihood, prior, ess=100, settings=settings, progress=False))
+        counts.append(num_compiled() - before)
+    assert counts[1] <= counts[0] + 5
+    assert results[1].num_calls == results[0].num_calls
+    np.testing.assert_allclose(results[1].logZ, results[0].logZ, atol=1e-9)
+    np.testing.assert_allclose(results[1].samples, results[0].samples, rtol=1e-7, atol=1e-7)
+
+
+def narrowly_broken(u):
+    x = 20 * np.asarray(u) - 10
+    if abs(x[0] - 1.0) < 2e-3:
+        raise FloatingPointError("no convergence")
+    return x
+
+
+def test_a_transform_that_raises_in_the_middle_of_a_run_costs_no_work():
+    prior = Prior.from_transform(narrowly_broken, ["a"])
+    likelihood = nsflow.HostLikelihood(lambda p: -0.5 * ((p["a"] - 1) / 0.05) ** 2, vectorized=True)
+    result = nsflow.run(likelihood, prior, ess=100, settings=nsflow.Settings(num_prior=100), progress=False)
+    assert not result.finished
+    assert result.num_calls >= 100
+    assert "prior_transform" in result.stop_reason
+    assert "FloatingPointError: no convergence" in result.stop_reason
+
+
+# ---- where the tail of a prior ends
+
+
+def by_ppf(u):
+    return stats.norm.ppf(u)
+
+
+def by_isf(u):
+    return stats.norm.isf(u)
+
+
+def run_to_datum(prior, datum, max_calls=20_000):
+    likelihood = nsflow.HostLikelihood(lambda p: stats.norm.logpdf(p["a"], datum, 0.1), vectorized=True)
+    settings = nsflow.Settings(num_prior=200)
+    return nsflow.run(likelihood, prior, ess=100, max_calls=max_calls, settings=settings, progress=False)
+
+
+def test_a_datum_beyond_the_resolution_of_the_cube_is_no_secret():
+    """log Z is -66.2 there in the place of -41.0, and k-hat, ESS and errors look well."""
+    result = run_to_datum(Prior.from_transform(by_ppf, ["a"]), 9.0, max_calls=4000)
+    assert any("prior of 'a' ends in its upper tail of 9e-16" in alarm for alarm in result.alarms)
+
+
+@pytest.mark.parametrize(("transform", "datum"), [(by_ppf, 5.0), pytest.param(by_isf, 9.0, marks=pytest.mark.slow)])
+def test_a_datum_within_the_resolution_of_the_cube_is_right(transform, datum):
+    """Numbers next to zero are resolved: the survival function's inverse has the upper tail."""
+    result = run_to_datum(Prior.from_transform(transform, ["a"]), datum)
+    assert not [alarm for alarm in result.alarms if "prior of" in alarm]
+    assert abs(result.logZ - stats.norm.logpdf(datum, 0, np.hypot(1, 0.1))) < 5 * result.logZ_err
+    assert result.logZ_err < 0.2
+
+
+def test_limits_belong_to_latent_coordinates():
+    prior = Prior({"w": dist.Dirichlet(np.ones(3)), "phi": nsflow.Periodic(dist.Uniform(0, 1).expand([2]))})
+    assert prior.latent_names == ("w", "w", "phi[0]", "phi[1]")
+    lower, upper = prior.latent_limits
+    np.testing.assert_array_equal(upper, [np.inf, np.inf, LATENT_LIMIT, LATENT_LIMIT])
+    np.testing.assert_array_equal(lower, -upper)
+    cube = Prior.from_transform(by_ppf, ["a", "b"], periodic=["b"])
+    assert cube.latent_names == ("a", "b")
+    np.testing.assert_array_equal(cube.latent_limits[0], [-np.inf, -LATENT_LIMIT])
+    np.testing.assert_array_equal(cube.latent_limits[1], [LATENT_LIMIT, LATENT_LIMIT])
+    # A step of u is an eighth of what is beyond.
+    beyond = stats.norm.sf(LATENT_LIMIT)
+    np.testing.assert_allclose(beyond, 8 * 2.0**-53, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("weight", "is_alarming"), [(1e-4, False), (0.01, True)])
+def test_the_alarm_weighs_the_draws_beyond_a_limit(weight, is_alarming):
+    prior = Prior.from_transform(by_ppf, ["a", "b"])
+    x = np.array([[0.0, 0.0], [0.0, 8.1], [9.0, 9.0], [-20.0, 0.0]])
+    with np.errstate(divide="ignore"):
+        alarms = limit_alarms(prior, x, np.log([1.0, weight, 0.0, 1.0]))
+    assert len(alarms) == is_alarming
+    assert not alarms or "prior of 'b'" in alarms[0]
+    assert "0.5%" in alarms[0] if alarms else True
+    assert limit_alarms(prior, x, np.full(4, -np.inf)) == []
+
+
+# ---- copies
+
+
+SENT = {
+    "numpyro": lambda: Prior({"a": dist.Gamma(2.0, 3.0), "b": dist.TruncatedNormal(0.0, 1.0, low=0.5)}),
+    "scipy": lambda: Prior({"a": stats.gamma(2.0), "b": stats.rv_histogram(np.histogram([1.0, 2, 2, 3]))}),
+    "circle": lambda: Prior({"a": nsflow.Periodic(dist.Uniform(0, 6)), "b": dist.Poisson(2.0)}).turn(
+        np.array([0.3, 0])
+    ),
+    "jax": lambda: Prior.from_transform(jax_transform, ["a", "b"], labels={"a": r"$\alpha$"}),
+    "numpy": lambda: Prior.from_transform(numpy_transform, ["a", "b"], periodic=["a"]).turn(np.array([0.25, 0.0])),
+}
+
+
+@cases(SENT)
+@float64
+def test_a_prior_from_a_pickle_is_the_same_to_the_last_bit(name):
+    prior, key = SENT[name](), jax.random.key(2)
+    assert copy.copy(prior) is copy.deepcopy(prior) is prior
+    for library in (pickle, pytest.importorskip("cloudpickle")):
+        sent = library.loads(library.dumps(prior))
+        assert (sent.names, sent.labels, sent.num_dims) == (prior.names, prior.labels, prior.num_dims)
+        assert sent.phases.tolist() == prior.phases.tolist()
+        z = prior.latent_sample(key, 20)
+        assert np.array_equal(sent.latent_sample(key, 20), z)
+        assert np.array_equal(sent.flatten(sent.forward(z)), prior.flatten(prior.forward(z)))
+        assert np.array_equal(sent.latent_log_prob(z), prior.latent_log_prob(z))
+
+
+def test_a_prior_of_a_lambda_needs_cloudpickle():
+    prior = Prior.from_transform(lambda u: 3 * u, ["a"])
+    sent = pickle.loads(pytest.importorskip("cloudpickle").dumps(prior))
+    assert sent.forward(np.zeros(1))["a"] == 1.5
+
+
+# ---- labels
+
+
+def test_labels_are_given_by_name_or_in_order():
+    normals = {"a": dist.Normal(0, 1), "b": dist.Normal(np.zeros(2), 1)}
+    assert Prior(normals).labels == ("a", "b[0]", "b[1]")
+    assert Prior(normals, labels={"b[1]": r"\beta_1", "a": "$x$"}).labels == ("$x$", "b[0]", r"\beta_1")
+    assert Prior(normals, labels=["x", "y", "z"]).labels == ("x", "y", "z")
+    assert Prior.from_transform(box_by_jax, ["a", "b"], labels=("x", "y")).labels == ("x", "y")
+    turned = Prior({"a": nsflow.Periodic(dist.Uniform(0, 1))}, labels=["x"]).turn(np.array([0.5]))
+    assert turned.labels == ("x",)
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "match"),
+    [
+        ("alpha", TypeError, "`labels` expected a dict.*'alpha'"),
+        (3, TypeError, "`labels` expected a dict.*got 3"),
+        ({"c": "x"}, ValueError, r"columns \('a', 'b'\); got others, \['c'\]"),
+        (["x"], ValueError, r"one for each of \('a', 'b'\); got \['x'\]"),
+        ({"a": 3}, TypeError, "strings; got 3"),
+        ({"a": " "}, ValueError, "printable text; got ' '"),
+        ({"a": "\x1b[31m"}, ValueError, "printable text"),
+    ],
+)
+def test_wrong_labels_are_explained(labels, error, match):
+    with pytest.raises(error, match=match):
+        Prior.from_transform(box_by_jax, ["a", "b"], labels=labels)
+    with pytest.raises(error, match=match):
+        Prior({"a": dist.Normal(0, 1), "b": dist.Normal(0, 1)}, labels=labels)
+
+
 # ---- wrong calls
 
 N = dist.Normal(0, 1)
@@ -390,7 +648,27 @@ WRONG_TRANSFORMS = {
     "other keys": (dict_transform, ["a", "b", "c"], ValueError, r"flattens to \('a', 'b\[0\]', 'b\[1\]'\)"),
     "random": (lambda u: u + np.random.default_rng().normal(), ["a"], ValueError, "draws random numbers itself"),
     "constant": (lambda u: np.ones(1), ["a"], ValueError, "change with u"),  # noqa: ARG005
-    "broken": (lambda u: u.no_such_method(), ["a"], AttributeError, "no_such_method"),
+    "broken": (lambda u: u.no_such_method(), ["a"], AttributeError, r"prior_transform.*u = \[0.5\].*no_such_method"),
+    "raises": (lambda u: [1 / 0], ["a"], ZeroDivisionError, "prior_transform.*it raised ZeroDivisionError"),  # noqa: ARG005
+    "nothing": (lambda u: None, ["a"], TypeError, "prior_transform.*real numbers.*got None"),  # noqa: ARG005
+    "text": (lambda u: ["x"], ["a"], TypeError, r"prior_transform.*real numbers.*got \['x'\]"),  # noqa: ARG005
+    "text in a dict": (lambda u: {"a": "x"}, ["a"], TypeError, "real numbers of 'a'.*got 'x'"),  # noqa: ARG005
+    "complex": (lambda u: u * 1j, ["a"], TypeError, "real numbers"),
+    "ragged": (lambda u: [u, [1.0]], ["a", "b"], TypeError, "real numbers"),
+    "too many": (lambda u: np.append(u, 1.0), ["a"], ValueError, r"shape \(1,\).*'a'.*got shape \(2,\)"),
+    "shape by place": (
+        lambda u: {"a": np.zeros(1 if u[0] < 0.9 else 2)},
+        ["a[0]"],
+        ValueError,
+        r"\{'a': \(1,\)\}.*got \{'a': \(2,\)",
+    ),
+    "keys": (lambda u: {1: u[0], "a": u[1]}, ["a", "b"], TypeError, r"strings as names of parameters; got \[1, 'a'\]"),
+    "raises at a place": (
+        lambda u: [u[0] if u[0] < 0.99 else {}["x"]],
+        ["a"],
+        LookupError,
+        r"u = \[0.99\d+\].*it raised KeyError",
+    ),
 }
 
 

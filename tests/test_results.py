@@ -1,7 +1,9 @@
+import copy
 import dataclasses
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +60,38 @@ def small(**kwargs):
         versions={"jax": "0.10.2"}, trace=[{"phase": "ladder", "contour": np.float64(-np.inf)}, {"phase": "frozen"}],
     )  # fmt: skip
     return Results(**(defaults | kwargs))
+
+
+# ---- draws
+
+
+def test_posterior_comes_with_its_log_likelihoods_where_asked():
+    result = gaussian_run(n=1000)
+    plain, full = result.posterior(50, seed=3), result.posterior(50, seed=3, with_logL=True)
+    assert tuple(plain) == result.names
+    assert tuple(full) == (*result.names, "logL")
+    for name in result.names:
+        np.testing.assert_array_equal(full[name], plain[name])
+    expected = sum(stats.norm.logpdf(full[name], 0, SCALE) for name in result.names)
+    np.testing.assert_allclose(full["logL"], expected, rtol=1e-12)
+
+
+def test_the_best_draw_is_the_highest_inside_the_prior():
+    result = small()
+    assert result.best == {"a": np.pi, 'b,"c"': 1e-17, "logL": -0.25}
+    outside = small(log_weights=np.array([-1.5, -1e6, -np.inf, -np.inf, -np.inf]))  # its best two are outside
+    assert outside.best == {"a": 0.1 + 0.2, 'b,"c"': 1 / 3, "logL": -1.5}
+    with pytest.raises(ValueError, match="`best` expected at least one draw of positive weight"):
+        _ = small(log_weights=np.full(5, -np.inf)).best
+
+
+@pytest.mark.parametrize("send", [copy.copy, copy.deepcopy, lambda result: pickle.loads(pickle.dumps(result))])
+def test_copies_of_a_result_are_equal_and_read_only(send):
+    result = small()
+    sent = send(result)
+    assert sent == result
+    with pytest.raises(ValueError, match="read-only"):
+        sent.samples[0, 0] = 1.0
 
 
 # ---- closed forms
