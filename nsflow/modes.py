@@ -20,6 +20,11 @@ MAX_EVALUATIONS = 200  # of the gradient in one ascent; ten dimensions need fort
 MAX_CURVATURE = 1e16  # in latent units; differences cannot see more, and a mode of no width has no density
 HIGHER = 1.0  # nats above a maximum by which a point lies on another mode; noise of 0.1 nats stays below
 STEP = 1e-4  # of finite differences, in latent units, where the prior has width one
+COARSE = 1e-7  # latent width below which those steps see the bend of the prior's map instead of the mode
+FINE_STEP = 0.1  # of differences within such a mode, in its own deviations
+FLAT = 0.01  # curvature in these below which what looked narrow was an edge
+MIN_WIDTH = 1e-12  # in latent units, where rounding is a ten-thousandth of it
+MAX_SHARPENINGS = 6  # times that the place and the widths of such a mode are measured; two or three suffice
 
 
 class Target:
@@ -86,12 +91,38 @@ class Target:
 
     def _differenced(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         steps = STEP * np.eye(len(x))
-        points = np.concatenate([x[None], x + steps, x - steps])
-        log_likelihood = evaluate(self.likelihood, self.prior.forward(points)).log_likelihood
-        values = log_likelihood + np.asarray(self.prior.latent_log_prob(points))
-        self.num_calls += len(points)
+        values = self._values(np.concatenate([x[None], x + steps, x - steps]))
         with np.errstate(invalid="ignore"):
             return float(values[0]), (values[1 : len(x) + 1] - values[len(x) + 1 :]) / (2 * STEP)
+
+    def _values(self, points: np.ndarray) -> np.ndarray:
+        log_likelihood = evaluate(self.likelihood, self.prior.forward(points)).log_likelihood
+        self.num_calls += len(points)
+        return log_likelihood + np.asarray(self.prior.latent_log_prob(points))
+
+    def within(
+        self, centre: Float[np.ndarray, " d"], scale: Float[np.ndarray, "d d"]
+    ) -> tuple[float, Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
+        """Value, gradient and Hessian at a point, the latter two in units of a scale; NaN if calls do not suffice."""
+        num_dims, steps = len(centre), FINE_STEP * scale.T
+        price = 2 * (2 * num_dims + 1) if self._gradient is not None else 1 + num_dims + num_dims**2
+        if self.num_calls + price > self.max_calls:
+            self.num_calls = self.max_calls
+            return np.nan, np.full(num_dims, np.nan), np.full((num_dims, num_dims), np.nan)
+        if self._gradient is not None:
+            ahead, behind = np.array([(self(centre + h)[1], self(centre - h)[1]) for h in steps]).swapaxes(0, 1)
+            value, gradient = self(centre)
+            return value, gradient @ scale, (ahead - behind) @ scale / (2 * FINE_STEP)
+        first, second = np.triu_indices(num_dims, 1)
+        pairs = steps[first] + steps[second]
+        values = self._values(centre + np.concatenate([np.zeros((1, num_dims)), steps, -steps, pairs, -pairs]))
+        value, ahead, behind = values[0], values[1 : num_dims + 1], values[num_dims + 1 : 2 * num_dims + 1]
+        bend = ahead + behind - 2 * value
+        both, neither = np.split(values[2 * num_dims + 1 :], 2)
+        hessian = np.diag(bend)
+        hessian[first, second] = (both + neither - 2 * value - bend[first] - bend[second]) / 2
+        hessian[second, first] = hessian[first, second]
+        return float(value), (ahead - behind) / (2 * FINE_STEP), hessian / FINE_STEP**2
 
 
 class Mode(NamedTuple):
@@ -302,3 +333,39 @@ def measure(
     with np.errstate(over="ignore"):
         slope = 0.5 * float(np.sum((scale.T @ gradient) ** 2))
     return Mode(centre, log_density, np.reshape(widths, (-1, 1)) * scale, slope=slope)
+
+
+def sharpen(target: Target, mode: Mode) -> Mode:
+    r"""Find place and widths of a mode that is narrower than differences in latent units can tell, in its own units.
+
+    Steps of 1e-4 across a Gaussian of width 1e-10 in a unit box see the bend of the probit map: the top of a host
+    likelihood in 4-d was missed by 65 nats, and no Gaussian on it was taken for a maximum. Newton's method in deviations
+    of what was measured last finds both.
+
+    Args:
+        target: Value and gradient; it counts calls.
+        mode: A mode as measured.
+
+    Returns:
+        The mode, unchanged where it is no narrower than 1e-7 or where this finds no maximum.
+    """
+    axes, widths, _ = np.linalg.svd(mode.scale)
+    if np.min(widths) > COARSE or np.any(target.prior.is_discrete):
+        return mode
+    centre, scale = mode.centre, axes * widths
+    for _ in range(MAX_SHARPENINGS):
+        value, gradient, hessian = target.within(centre, scale)
+        if not np.all(np.isfinite(hessian)) or not np.all(np.isfinite(gradient)):
+            return mode
+        curvatures, axes = np.linalg.eigh(-0.5 * (hessian + hessian.T))
+        if np.min(curvatures) < FLAT:
+            return mode
+        root = axes / np.sqrt(curvatures)
+        move = root.T @ gradient
+        slope = 0.5 * float(np.sum(move**2))
+        axes, widths, _ = np.linalg.svd(scale @ root)
+        finer = axes * np.clip(widths, MIN_WIDTH, 1.0)  # along a ridge the mode ends where the prior does
+        if slope < FLAT and value > mode.log_density - HIGHER:
+            return mode._replace(centre=centre, log_density=value, scale=lower_root(finer), slope=slope)
+        centre, scale = centre + scale @ (root @ move), finer
+    return mode

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial import KDTree
 
-from nsflow.modes import Mode, Target, ascend, measure, news, unmet
+from nsflow.modes import Mode, Target, ascend, measure, news, sharpen, unmet
 from nsflow.points import Points
 from nsflow.state import State, log_mixture
 
@@ -61,6 +61,9 @@ def search(
             k = next((k for k, mode in enumerate(modes) if mode.contains(centre, log_density)), None)
             is_new = k is None and log_density > -np.inf
             mode = measure(target, centre, log_density, state.problem.prior.step_widths(centre)) if is_new else None
+            if mode is not None and (sharp := sharpen(target, mode)) is not mode:
+                k = next((k for k, known in enumerate(modes) if known.contains(sharp.centre, sharp.log_density)), None)
+                mode = sharp if k is None else None
             if target.is_exhausted:  # its values are no longer the likelihood's
                 break
             if k is not None:
