@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import jax
 import numpy as np
 from jaxtyping import Array
 
@@ -14,7 +13,7 @@ from nsflow.search import log_evidence
 from nsflow.state import Phase, State, draw
 from nsflow.wide import Wide, widest
 
-FAR = 10.0  # nats a dimension between prior and posterior: a Gaussian of 1e-5 of the prior's width, or a datum 5 sigma off
+FAR = 10.0  # nats a dimension between prior and posterior: a Gaussian of 1e-5 of the prior's width
 DRAWS = 50  # of each copy of the Gaussians on the maxima
 AGREED = 0.2  # nats that these may change the evidence by, three times the error of what was drawn before
 BROAD = 0.9995  # share of the evidence above the contour that stands for the levels left out

@@ -1,6 +1,7 @@
 """Modes: local maxima that a ladder of contours may have left behind, and Gaussians around them."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -49,9 +50,14 @@ class Target:
         self._gradient = function.latent_value_and_grad(prior) if is_traced else None
 
     @property
+    def is_traced(self) -> bool:
+        """Whether JAX differentiates the likelihood."""
+        return self._gradient is not None
+
+    @property
     def price(self) -> int:
         """Likelihood calls of a value with its gradient."""
-        return 2 if self._gradient is not None else 2 * self.prior.num_dims + 1
+        return 2 if self.is_traced else 2 * self.prior.num_dims + 1
 
     @property
     def is_exhausted(self) -> bool:
@@ -224,7 +230,8 @@ def unmet(modes: Sequence[Mode], logZ: float) -> float:
     .. math:: \sum_k s_k \Bigl(1 - \frac{h_k}{n}\Bigr)^n, \qquad n = \sum_j h_j,
 
     with the share s_k of the evidence of each stray and the number h_j of climbs that ended on each mode: a mode that
-    one climb of many met has a twin that none did with a chance of 0.37.
+    one climb of many met has a twin that none did with a chance of 0.37. Ends of climbs that are no maxima do not
+    count: before a cliff to zero likelihood most climbs get stuck where they began.
 
     Args:
         modes: The modes, with their climbs.
@@ -243,6 +250,7 @@ def unmet(modes: Sequence[Mode], logZ: float) -> float:
     References:
         Good (1953), *The Population Frequencies of Species and the Estimation of Population Parameters*, Section 2.
     """
+    modes = [mode for mode in modes if mode.is_settled]
     if not modes:
         return 0.0
     num_climbs = np.array([mode.num_climbs for mode in modes])
@@ -252,7 +260,7 @@ def unmet(modes: Sequence[Mode], logZ: float) -> float:
 
 
 def news(modes: Sequence[Mode]) -> float:
-    """Chance that the next climb ends on a new mode: the share of those climbs that were the only one to end on theirs.
+    """Chance that the next climb to a maximum ends on a new one: the share of those that were alone on theirs.
 
     Args:
         modes: The modes, with their climbs.
@@ -268,15 +276,23 @@ def news(modes: Sequence[Mode]) -> float:
     References:
         Good (1953), *The Population Frequencies of Species and the Estimation of Population Parameters*, Eq. 9.
     """
-    num_climbs = np.array([mode.num_climbs for mode in modes])
+    num_climbs = np.array([mode.num_climbs for mode in modes if mode.is_settled])
     return float(np.sum(num_climbs == 1) / max(1, np.sum(num_climbs)))
 
 
 Function = Callable[[np.ndarray], tuple[float, np.ndarray]]  # of a point: value and gradient
 
 
+class _Vain(Exception):
+    """A climb gains nothing any more."""
+
+
 def ascend(
-    target: Function, start: Float[np.ndarray, " d"], reach: float = 1.0, tolerance: float = 1e-9
+    target: Function,
+    start: Float[np.ndarray, " d"],
+    reach: float = 1.0,
+    tolerance: float = 1e-9,
+    patience: int = MAX_EVALUATIONS,
 ) -> tuple[Float[np.ndarray, " d"], float]:
     """Climb from a point to the maximum above it.
 
@@ -286,6 +302,7 @@ def ascend(
         reach: Length of the first step, which knows no curvature yet. One beyond the basin ends on another maximum: of
             a core within a shell in 4-d, half of the evidence was lost by steps of one latent unit.
         tolerance: Relative gain of a step with which the climb ends.
+        patience: Values in a row without a gain after which it ends.
 
     Returns:
         The best point met and its value.
@@ -293,19 +310,23 @@ def ascend(
     References:
         Byrd, Lu, Nocedal & Zhu (1995), *A Limited Memory Algorithm for Bound Constrained Optimization*.
     """
-    best = start, -np.inf
+    best, num_vain = (start, -np.inf), 0
 
     def negative(steps: np.ndarray) -> tuple[float, np.ndarray]:
-        nonlocal best
+        nonlocal best, num_vain
         x = start + reach * steps
         value, gradient = target(x)
+        num_vain = 0 if value > best[1] + tolerance * max(1.0, abs(value)) else num_vain + 1
         if value > best[1]:
             best = x, value
+        if num_vain > patience:
+            raise _Vain
         # The line search turns back from a large number; infinity would end it.
         return (-value if value > -np.inf else 1e300), -reach * gradient
 
     options = {"maxfun": MAX_EVALUATIONS, "ftol": tolerance}
-    minimize(negative, np.zeros(len(start)), jac=True, method="L-BFGS-B", options=options)
+    with suppress(_Vain):
+        minimize(negative, np.zeros(len(start)), jac=True, method="L-BFGS-B", options=options)
     return best
 
 
@@ -339,8 +360,8 @@ def sharpen(target: Target, mode: Mode) -> Mode:
     r"""Find place and widths of a mode that is narrower than differences in latent units can tell, in its own units.
 
     Steps of 1e-4 across a Gaussian of width 1e-10 in a unit box see the bend of the probit map: the top of a host
-    likelihood in 4-d was missed by 65 nats, and no Gaussian on it was taken for a maximum. Newton's method in deviations
-    of what was measured last finds both.
+    likelihood in 4-d was missed by 65 nats, and no Gaussian on it was taken for a maximum. Newton's method in
+    deviations of what was measured last finds both.
 
     Args:
         target: Value and gradient; it counts calls.
