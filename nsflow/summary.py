@@ -98,9 +98,8 @@ def _alarms(state: State, estimate: Evidence) -> tuple[str, ...]:
         alarms.append(f"so few climbs met a mode that {unmet:.0%} of the evidence may lie in others like it")
     only = _only_value(state)
     if only is not None:
-        alarms.append(
-            f"the likelihood had the same value, log L = {only + 0.0:.10g}, at every draw that it did not exclude"
-        )
+        value = f"{only + 0.0:.10g}"  # of -0 as of 0
+        alarms.append(f"the likelihood had the same value, log L = {value}, at every draw that it did not exclude")
     num_nan = sum(len(next(iter(params.values()))) for params in state.nan_params if params)
     if num_nan:
         alarms.append(f"the likelihood was NaN at {num_nan} points, counted as -inf")

@@ -261,7 +261,7 @@ def test_ladder_that_stops_below_a_spike_is_an_alarm():
     """A plateau ends the ladder and hides nothing."""
     flat_end, _ = nsflow.step(jax.random.key(0), replace(state_of(flat), has_looked_ahead=True))
     assert (flat_end.phase, flat_end.unseen) == (Phase.SCOUTING, 0.0)
-    (alarm,) = summary._alarms(replace(uneven(1.0), unseen=0.3), evidence())
+    _, alarm = summary._alarms(replace(state_of(sloped), unseen=0.3), evidence())
     assert "30% of the evidence may lie above" in alarm
 
 
