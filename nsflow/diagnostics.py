@@ -143,6 +143,12 @@ ADVICE = (
         "the place of `ppf(u)`.",
     ),
     (
+        "the likelihood had the same value",
+        "Nothing was learned of the parameters. If the likelihood is not meant to be constant, no draw met parameters "
+        "that it can tell apart, and log Z is what it says of impossible ones: narrow the prior, or return log L = "
+        "-inf there.",
+    ),
+    (
         "the likelihood was NaN",
         "Those points count as impossible. If that is not what you mean, mend the likelihood there, and run again.",
     ),

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Array
 
-from nsflow.evidence import Evidence
+from nsflow.evidence import Evidence, is_heavy
 from nsflow.fresh import Batches
 from nsflow.points import truncate
 from nsflow.scouting import unexplained
@@ -31,9 +31,11 @@ def draw_frozen(key: Array, state: State) -> tuple[State, StepInfo]:
         state = replace(state, credits=_credits(state.rounds, frozen))
     info = _describe(state)
     missing = _missing(state.settings, info.ess, info.logZ_err)
-    if missing <= 0:
-        return replace(state, phase=Phase.FINISHED), info
-    return replace(state, num_planned=_plan(frozen.num_batches, own.ess, missing)), info
+    if missing > 0:
+        return replace(state, num_planned=_plan(frozen.num_batches, own.ess, missing)), info
+    if state.num_restarts < state.settings.max_restarts and _is_alarming(state):
+        return _restart(state), info
+    return replace(state, phase=Phase.FINISHED), info
 
 
 def reopen(state: State) -> State:
@@ -117,6 +119,16 @@ def _needs_training(frozen: Batches, estimate: Evidence) -> bool:
     # A few hundred draws of light tails have a k-hat of 0.5 by chance as often as not.
     is_heavy = (estimate.khat > 0.7 and share > 0.02) or (estimate.khat > 0.5 and share > 0.005 and num_calls > 4000)
     return bool(is_heavy or estimate.ess < POOR * num_calls)
+
+
+def _is_alarming(state: State) -> bool:
+    """Whether the result would have an alarm for heavy weights, which training on all draws so far may cure.
+
+    Kernels on a few hundred points leave gaps beside an edge of zero likelihood: one run in eight of half Gaussians
+    ended with draws there that counted for tens.
+    """
+    assert state.fresh is not None
+    return is_heavy(state.fresh.estimate())
 
 
 def unproposed(state: State, estimate: Evidence) -> float:

@@ -18,6 +18,7 @@ from nsflow.shapes import by_chunks, map_points
 CHUNK = 256  # points evaluated at once, so that one compiled shape serves every batch
 BATCH = 16  # of them in the caches of one core
 LOG_2PI = float(np.log(2 * np.pi))
+DEEP = 30.0  # sigma in the prior's tail, beyond 37 of which one over the mass overflows: such draws had no density
 
 
 @dataclass(frozen=True)
@@ -128,14 +129,17 @@ class Kernels:
         centre = self.centres[np.arange(num_kernels), tail]
         with np.errstate(divide="ignore"):
             log_local = np.log1p(-self.tails) - np.sum(log_scales, axis=1)
-            log_outer = np.log(self.tails) - np.sum(log_scales[:, :-1], axis=1) - special.log_ndtr(-np.abs(centre))
+            log_outer = np.log(self.tails) - np.sum(log_scales[:, :-1], axis=1)
+        log_tail = -special.log_ndtr(-np.abs(centre))
+        is_deep = np.max(np.abs(centre), initial=0.0) > DEEP
         kernels = _Kernels(
             np.transpose(whiten, (2, 1, 0)).reshape(num_dims, num_dims * num_kernels),
             np.einsum("mij,mj->im", whiten, self.centres),
             log_local + _log_t_norm(self.dof, num_dims),
-            log_outer + _log_t_norm(self.dof, num_dims - 1) - 0.5 * LOG_2PI,
+            (log_outer if is_deep else log_outer + log_tail) + _log_t_norm(self.dof, num_dims - 1) - 0.5 * LOG_2PI,
             centre,
             tail,
+            log_tail if is_deep else None,
         )
         return by_chunks(lambda chunk: _log_prob(chunk, kernels, self.dof), x, CHUNK) - np.log(num_kernels)
 
@@ -147,6 +151,7 @@ class _Kernels(NamedTuple):
     log_outer: Any  # (m,), of its marginal times the tail
     centre: Any  # (m,), the coordinate from which the tail begins
     tail: Any  # (m,), the index of that coordinate
+    log_tail: Any  # (m,), of one over the prior's mass beyond, where it would overflow as a factor; else None
 
 
 def _log_t_norm(dof: int, num_dims: int) -> float:
@@ -157,7 +162,7 @@ def _log_t_norm(dof: int, num_dims: int) -> float:
 @partial(jax.jit, static_argnames="dof")
 @full_precision
 def _log_prob(x: Array, kernels: _Kernels, dof: int) -> Array:
-    whiten, shift, log_local, log_outer, centre, tail = kernels
+    whiten, shift, log_local, log_outer, centre, tail, log_tail = kernels
     num_dims = x.shape[1]
 
     def t(distance: Array, log_norm: Array, dims: int) -> Array:
@@ -173,7 +178,8 @@ def _log_prob(x: Array, kernels: _Kernels, dof: int) -> Array:
         local = t(others + white[-1] ** 2, log_local, num_dims)
         x_tail = x[tail]
         is_beyond = (jnp.abs(x_tail) > jnp.abs(centre)) & (x_tail * centre > 0)
-        outer = t(others, log_outer, num_dims - 1) * jnp.exp(-0.5 * x**2)[tail]
+        prior = jnp.exp(-0.5 * x**2)[tail] if log_tail is None else jnp.exp(log_tail - 0.5 * x_tail**2)
+        outer = t(others, log_outer, num_dims - 1) * prior
         return jnp.log(jnp.sum(local + jnp.where(is_beyond, outer, 0.0)))
 
     return map_points(one, x, BATCH)

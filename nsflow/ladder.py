@@ -7,9 +7,10 @@ import numpy as np
 from jaxtyping import Array
 
 from nsflow.components import allocate, fit_cheap, has_kernels
+from nsflow.conflict import enough, is_conflict, num_copies, surround
 from nsflow.evidence import effective_sample_size
-from nsflow.points import HARDLY, Points, evidence_share, highest_share, next_contour, truncate
-from nsflow.scouting import chase, largest_search, look_ahead, unexplained
+from nsflow.points import HARDLY, Points, evidence_share, highest_share, next_contour, share_of_excess, truncate
+from nsflow.scouting import chase, first_climb, largest_search, look_ahead, unexplained
 from nsflow.search import batch_size
 from nsflow.state import Phase, State, StepInfo, describe, draw
 
@@ -32,6 +33,9 @@ def climb(key: Array, state: State) -> tuple[State, StepInfo]:
     if unexplained(state):
         state = chase(key, state)
         return state, describe(Phase.LADDER, state)
+    if is_conflict(state):
+        state = surround(key, state)
+        return state, describe(Phase.LADDER, state)
     settings, points = state.settings, state.points
     num_dims = state.problem.prior.num_dims
     contour = next_contour(points, state.contours[-1], compression=settings.compression, min_ess=_min_ess(state))
@@ -42,7 +46,8 @@ def climb(key: Array, state: State) -> tuple[State, StepInfo]:
     potential, share = highest_share(points, above), evidence_share(points, contour.log_likelihood)
     if few or contour.log_mass > HARDLY or _is_top(state, points.select(above), potential):
         # On a plateau at the top nothing is higher than what was seen.
-        return replace(state, phase=Phase.SCOUTING, unseen=potential - share), describe(Phase.LADDER, state)
+        unseen = share_of_excess(potential - share)
+        return replace(state, phase=Phase.SCOUTING, unseen=unseen), describe(Phase.LADDER, state)
     is_beyond = state.num_given == 0 or evidence_share(points, state.contours[-1]) < 0.5
     # The neck of a funnel goes on for ever: of 79 000 calls for 12 group means, their mean and spread 35 000 led there.
     is_steep = share < RARE and np.ptp(points.log_likelihood[above]) > STEEP * num_dims
@@ -74,7 +79,12 @@ def largest_level(state: State) -> int:
     """Likelihood calls that the next level will not exceed."""
     if unexplained(state):
         return largest_search(state)
-    return sum(outlook(state)) if _looks_ahead(state) else level_size(state)
+    if is_conflict(state):
+        return num_copies(state)
+    if _looks_ahead(state):
+        num_draws, num_calls = outlook(state)
+        return num_draws + first_climb(state, num_calls)
+    return level_size(state)
 
 
 def _is_top(state: State, above: Points, potential: float) -> bool:
@@ -112,4 +122,4 @@ def _min_ess(state: State) -> float:
 
 def _has_posterior(state: State) -> bool:
     """Whether points enough for the posterior rounds have been drawn."""
-    return effective_sample_size(state.points.log_posterior_weights) > max(100, 8 * state.problem.prior.num_dims)
+    return effective_sample_size(state.points.log_posterior_weights) > enough(state.problem.prior.num_dims)

@@ -117,6 +117,16 @@ def highest_share(points: Points, above: Bool[np.ndarray, " n"]) -> float:
     return float(np.exp(np.minimum(log_share, LARGEST)))
 
 
+def share_of_excess(excess: float) -> float:
+    """Share of all evidence that lies in so many times what was found; none if that is negative by rounding.
+
+    Example:
+        >>> share_of_excess(3.0), share_of_excess(-1e-17)
+        (0.75, 0.0)
+    """
+    return 1 - 1 / (1 + max(float(excess), 0.0))
+
+
 def truncate(log_weights: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     r"""Cap weights at :math:`\sqrt n` times their mean, so that no point can be most of a training set.
 

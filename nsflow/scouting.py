@@ -31,6 +31,7 @@ from nsflow.wide import Wide
 LIKE = 0.4  # share of a Gaussian on a maximum that lies where Laplace says, below which it is on a curved ridge
 WORTHY = 0.1  # effective samples a draw that Gaussians on all maxima must add, not to be left alone
 USUAL = 2.0  # share of the evidence over share of the prior that says nothing about other modes
+NEEDED = 60  # values with their gradients for one climb and the widths of its maximum, in the dimensions of kernels
 CHEAP = 2  # price of a gradient, in likelihood calls, above which no climb takes the place of draws
 
 
@@ -155,7 +156,7 @@ def look_ahead(key: Array, state: State, num_draws: int, max_calls: int) -> Stat
     key_first, key_all = jax.random.split(key)
     num_first = num_draws // 4
     starts = _starts(state, np.inf)
-    first = search(state, dict(list(starts.items())[:1]), max_calls=max_calls)
+    first = search(state, dict(list(starts.items())[:1]), max_calls=first_climb(state, max_calls))
     state = replace(state, num_calls=state.num_calls + first.num_calls, has_looked_ahead=True)
     if not first.lost:
         return state
@@ -163,7 +164,13 @@ def look_ahead(key: Array, state: State, num_draws: int, max_calls: int) -> Stat
     state = _draw_around(key_first, state, first.lost, num_first)
     if _likeness(state, first.lost[0], num_before) < LIKE:
         return state
-    return _look_further(key_all, state, starts, first, num_draws - num_first, max_calls - first.num_calls)
+    return _look_further(key_all, state, starts, first, num_draws - num_first, max(1, max_calls - first.num_calls))
+
+
+def first_climb(state: State, max_calls: int) -> int:
+    """Likelihood calls of the first of these climbs: one that ended before its maximum would be in vain."""
+    price = Target(state.problem.likelihood, state.problem.prior, max_calls=0).price
+    return max(max_calls, min(NEEDED * price, batch_size(state)))
 
 
 def _look_further(

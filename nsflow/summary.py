@@ -9,6 +9,7 @@ from scipy import special
 
 from nsflow.evidence import Evidence, is_heavy, log_evidence
 from nsflow.frozen import POOR, unproposed
+from nsflow.points import LARGEST, share_of_excess
 from nsflow.prior import Prior
 from nsflow.results import Results
 from nsflow.search import unmet_share
@@ -16,6 +17,8 @@ from nsflow.state import Phase, State, StepInfo
 from nsflow.versions import version_of
 
 BEYOND = 1e-3  # share of the posterior where a prior's map ends: an error of log Z of the same size
+UNSEEN = 0.1  # share of the evidence that may lie above the ladder's end and the highest draws
+NUM_HIGHEST = 100  # of these
 UNFOLLOWED = 0.005  # share of the evidence on a ridge beyond the draws: half of the error at an ESS of 10 000
 
 
@@ -99,17 +102,46 @@ def _alarms(state: State, estimate: Evidence) -> tuple[str, ...]:
         alarms.append(f"a posterior round missed {missed:.0%} of the evidence found later: more may be missing")
     if state.beyond > UNFOLLOWED:
         alarms.append(f"a ridge with {state.beyond:.1%} of the evidence goes on where hardly any draw is made")
-    if state.unseen > 0.1:
-        alarms.append(
-            f"the ladder stopped where {state.unseen:.0%} of the evidence may lie above it: a spike may be lost"
-        )
+    unseen = min(state.unseen, _above_draws(state)) if state.unseen > UNSEEN else 0.0
+    if unseen > UNSEEN:
+        alarms.append(f"the ladder stopped where {unseen:.0%} of the evidence may lie above it: a spike may be lost")
     unmet = unmet_share(state)
     if unmet > 0:
         alarms.append(f"so few climbs met a mode that {unmet:.0%} of the evidence may lie in others like it")
+    only = _only_value(state)
+    if only is not None:
+        value = f"{only + 0.0:.10g}"  # of -0 as of 0
+        alarms.append(f"the likelihood had the same value, log L = {value}, at every draw that it did not exclude")
     num_nan = sum(len(next(iter(params.values()))) for params in state.nan_params if params)
     if num_nan:
         alarms.append(f"the likelihood was NaN at {num_nan} points, counted as -inf")
     return tuple(alarms)
+
+
+def _above_draws(state: State) -> float:
+    """Share of the evidence that may lie above the final draws: they may have seen what the ladder ended below.
+
+    Their highest ones are looked at as the ladder's were: how much would their prior mass hold, had it the highest
+    likelihood ever met? A ladder on a Gaussian of width 1e-9 ends where its points are as close as those of a pole are.
+    """
+    fresh = state.fresh
+    if fresh is None:
+        return 1.0
+    order = np.argsort(-fresh.log_likelihood, kind="stable")[:NUM_HIGHEST]
+    log_mass = (fresh.log_weights - fresh.log_likelihood)[order]
+    highest = max(np.max(fresh.log_likelihood), np.max(state.points.log_likelihood))
+    log_weights = [highest + np.logaddexp.reduce(log_mass), np.logaddexp.reduce(fresh.log_weights[order])]
+    potential, share = np.exp(np.minimum(log_weights - np.logaddexp.reduce(fresh.log_weights), LARGEST))
+    return share_of_excess(potential - share)
+
+
+def _only_value(state: State) -> float | None:
+    """The one finite value of log L that all draws have; None if they have several, or there is but one draw."""
+    log_likelihood = state.points.log_likelihood
+    if state.fresh is not None:
+        log_likelihood = np.concatenate([log_likelihood, state.fresh.log_likelihood])
+    finite = log_likelihood[log_likelihood > -np.inf]
+    return float(finite[0]) if len(finite) > 1 and np.ptp(finite) == 0 else None
 
 
 def weight_alarms(estimate: Evidence) -> list[str]:

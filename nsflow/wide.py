@@ -75,3 +75,8 @@ class Wide:
 
 def _widths(num_dims: int) -> np.ndarray:
     return 1 + np.array(DEVIATIONS) / np.sqrt(2 * num_dims)
+
+
+def widest(num_dims: int) -> float:
+    """Width of the widest normal over that of the map's own."""
+    return float(_widths(num_dims)[-1])

@@ -17,7 +17,7 @@ ORDER = (
     "objective", "score_matching", "action_matching", "maximum_likelihood", "velocity", "train", "flow",
     "energy", "langevin", "sde", "proposal", "triangular", "surrogate", "ellipsoids", "pool", "online",
     "evidence", "kernels", "wide", "estimator", "thinning", "points", "straightening", "fresh", "state", "progress",
-    "components", "search", "scouting", "ladder", "ridges", "posterior", "frozen",
+    "components", "search", "scouting", "conflict", "ladder", "ridges", "posterior", "frozen",
     "volumes", "files", "versions", "results", "summary", "start", "codec", "manifest", "identity", "checkpoint",
     "merge", "sampler", "plots", "diagnostics", "tables", "report", "terminal", "__main__",
 )  # fmt: skip
