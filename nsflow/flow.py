@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from nsflow import train
+from nsflow.arguments import instance, integer, require_array, require_count, require_key, require_points
 from nsflow.base import Normal
 from nsflow.gaussian import Gaussian, Preimage
 from nsflow.objective import FlowMatching
@@ -72,6 +73,7 @@ class Flow:
     num_steps: Any
     width: float = 1.0
 
+    @no_type_check  # its own messages come before a run-time checker's
     @classmethod
     def from_velocity(cls, velocity: Callable[[Array, Array], Array], num_dims: int, *, num_steps: int = 8) -> "Flow":
         """Flow of a given field from the standard normal, without whitening.
@@ -83,7 +85,15 @@ class Flow:
 
         Returns:
             The flow.
+
+        Raises:
+            TypeError: If `velocity` cannot be called.
+            ValueError: If `num_dims` or `num_steps` is no such number.
         """
+        if not callable(velocity):
+            raise TypeError(f"`Flow.from_velocity` expected a function of time and point; got {velocity!r}.")
+        num_dims = integer(1, 10**5)("`Flow.from_velocity` for its `num_dims`", num_dims)
+        num_steps = integer(0, 10**6)("`Flow.from_velocity` for its `num_steps`", num_steps)
         return cls(as_velocity(velocity), np.zeros(num_dims), np.eye(num_dims), np.int32(num_steps))
 
     @property
@@ -91,6 +101,7 @@ class Flow:
         """Dimension d of the points."""
         return self.mean.shape[0]
 
+    @no_type_check  # its own messages come before a run-time checker's
     def sample(self, key: Array, num_samples: int) -> Float[Array | np.ndarray, "n d"]:
         """Draw points.
 
@@ -100,6 +111,10 @@ class Flow:
 
         Returns:
             The points, shape ``(n, d)``.
+
+        Raises:
+            TypeError: If `key` is no JAX random key.
+            ValueError: If `num_samples` is not a natural number, or so many do not fit in memory.
         """
         return self.forward(_base(key, num_samples, self.num_dims))
 
@@ -111,9 +126,14 @@ class Flow:
 
         Returns:
             Log-densities in nats, shape ``(n,)``; NaN where the inverse was not found, never a guess.
+
+        Raises:
+            TypeError: If `x` is no array of real numbers.
+            ValueError: If its shape is another.
         """
         return self.inverse(x).log_prob
 
+    @no_type_check
     def sample_and_log_prob(
         self, key: Array, num_samples: int
     ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, " n"]]:
@@ -127,6 +147,10 @@ class Flow:
             ``(x, log_q)``: points, shape ``(n, d)``, and log-densities in nats, shape ``(n,)``. The density is NaN
             where the inverse does not lead back to the draw's own base point: the discrete map folds there. Dropping
             such draws (weight zero) keeps importance estimates exact, for `log_prob` describes the others alone.
+
+        Raises:
+            TypeError: If `key` is no JAX random key.
+            ValueError: If `num_samples` is not a natural number, or so many do not fit in memory.
         """
         z = _base(key, num_samples, self.num_dims)
         x = self.forward(z)
@@ -157,8 +181,10 @@ class Flow:
         return quick
 
 
+@no_type_check
 def _base(key: Array, num_samples: int, num_dims: int) -> np.ndarray:
     """Standard normal points; the first n do not depend on how many follow. A float32 map sees each as it is."""
+    key, num_samples = require_key("Flow", key), require_count("Flow", num_samples, num_dims)
     return np.random.default_rng(np.asarray(jax.random.key_data(key))).normal(size=(num_samples, num_dims))
 
 
@@ -166,7 +192,9 @@ def _by_chunks(function: Callable, flow: Flow, x: Any) -> Any:
     """Apply a jitted function to chunks of one size."""
     if isinstance(x, Tracer):
         return function(flow, x)
-    x = np.asarray(x)
+    dtype = getattr(x, "dtype", None)
+    x = require_array("`Flow` for its points", x)
+    x = x.astype(dtype) if dtype in (np.float32, np.float16) else x  # precision is the caller's
     if x.ndim != 2 or x.shape[1] != flow.num_dims:
         raise ValueError(f"`Flow` expected points of shape (n, {flow.num_dims}); got {x.shape}. Add the leading axis.")
     return by_chunks(partial(function, flow), x, CHUNK)
@@ -283,6 +311,7 @@ class FlowInfo(NamedTuple):
     log_prob: float  # weighted mean log-density of the held-out points, in nats
 
 
+@no_type_check  # its own messages come before a run-time checker's
 @float64
 def fit(
     key: Array,
@@ -308,8 +337,9 @@ def fit(
         base of its own, and what happened. Both have ``sample``, ``log_prob`` and ``sample_and_log_prob``.
 
     Raises:
-        ValueError: If the points are not a finite ``(n, d)`` array with more rows of positive weight than columns, or
-            the weights do not match them.
+        TypeError: If the key, the points or the training are of the wrong kind.
+        ValueError: If the points are not a finite ``(n, d)`` array with more rows of positive weight than columns, the
+            weights do not match them, or points of these weights have no covariance, as where one weight dominates.
 
     Example:
         >>> points = np.random.default_rng(0).normal(3.0, 2.0, (500, 1))
@@ -318,16 +348,18 @@ def fit(
         >>> x.shape, log_q.shape
         ((5, 1), (5,))
     """
+    require_key("fit", key)
+    instance(Training, "an nsflow.Training")("`fit` for its `training`", training)
     points, log_weights = _check(points, log_weights)
     key_split, key_init, key_train = jax.random.split(key, 3)
     objective = training.objective or FlowMatching(training.path)
     base = getattr(objective, "base", Normal())
-    whole = Gaussian.fit(points, log_weights)
+    whole = _whole(points, log_weights)
     if not base.is_white:
         whole = Gaussian(np.zeros_like(whole.mean), np.eye(whole.num_dims))
     white = whole.whiten(points)
     order = np.random.default_rng(np.asarray(jax.random.key_data(key_split))).permutation(len(points))
-    num_held_out = min(CHUNK, int(training.held_out * len(points)))
+    num_held_out = min(CHUNK, max(1, int(training.held_out * len(points))))
     held_out, kept = order[:num_held_out], order[num_held_out:]
     weights = _normalise(log_weights[held_out])
 
@@ -379,27 +411,43 @@ def _normalise(log_weights: np.ndarray) -> np.ndarray:
     return weights / np.sum(weights)
 
 
+SPREADS = (1e-140, 1e140)  # of a column whose square float64 holds
+
+
 def _check(points: Any, log_weights: Any) -> tuple[np.ndarray, np.ndarray]:
-    points = np.asarray(points, np.float64)
-    if points.ndim != 2:
-        raise ValueError(f"`fit` expected `points` of shape (n, d); got {points.shape}. One row is one sample.")
-    if not np.all(np.isfinite(points)):
-        bad = int(np.flatnonzero(~np.isfinite(points).all(axis=1))[0])
-        raise ValueError(f"`fit` expected finite `points`; row {bad} is {points[bad]}. Drop such rows.")
-    log_weights = np.zeros(len(points)) if log_weights is None else np.asarray(log_weights, np.float64)
-    if log_weights.shape != (len(points),):
-        raise ValueError(
-            f"`fit` expected `log_weights` of shape ({len(points)},), one for each point; got {log_weights.shape}."
-        )
-    if np.any(np.isnan(log_weights)) or np.any(log_weights == np.inf):
-        raise ValueError("`fit` expected `log_weights` in nats, finite or -inf; got NaN or +inf. Drop such points.")
+    points, log_weights = require_points("fit", points, log_weights)
     kept = log_weights > -np.inf
     points, log_weights = points[kept], log_weights[kept]
     if len(points) <= points.shape[1]:
         raise ValueError(
             f"`fit` needs more points of positive weight than dimensions; got {len(points)} in {points.shape[1]}-d."
         )
-    if np.any(np.ptp(points, axis=0) == 0):
-        constant = int(np.flatnonzero(np.ptp(points, axis=0) == 0)[0])
-        raise ValueError(f"`fit` expected columns that vary; column {constant} of `points` is constant. Leave it out.")
+    with np.errstate(over="ignore"):  # what is beyond float64 is too wide
+        spreads = np.ptp(points, axis=0)
+    for column, spread in enumerate(spreads):
+        if spread == 0:
+            raise ValueError(
+                f"`fit` expected columns that vary; column {column} of `points` is constant. Leave it out."
+            )
+        if not SPREADS[0] < spread < SPREADS[1]:
+            raise ValueError(
+                f"`fit` expected columns whose values lie {SPREADS[0]} to {SPREADS[1]} apart; those of column {column} "
+                f"of `points` lie {spread:.3g} apart. Change its unit."
+            )
     return points, log_weights
+
+
+def _whole(points: np.ndarray, log_weights: np.ndarray) -> Gaussian:
+    """The Gaussian that whitens the points, or a refusal where there is none."""
+    try:
+        whole = Gaussian.fit(points, log_weights)
+        if np.all(np.isfinite(whole.whiten(points))):
+            return whole
+    except np.linalg.LinAlgError:
+        pass
+    weights = _normalise(log_weights)
+    raise ValueError(
+        "`fit` expected points whose weighted covariance is positive definite; got one that is not: the largest weight "
+        f"is {np.max(weights):.6g} of all, and {1 / np.sum(weights**2):.1f} of {len(points)} points are effective in "
+        f"{points.shape[1]} dimensions. Give more points of comparable weight, and no column that follows from others."
+    )

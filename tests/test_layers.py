@@ -10,8 +10,8 @@ import nsflow
 ROOT = Path(nsflow.__file__).parent
 # Each imports only from those before it.
 ORDER = (
-    "precision", "shapes", "interrupt", "quantile", "parameter", "discrete", "periodic", "cube", "distribution",
-    "prior", "batch", "failure", "workers", "host", "journal", "likelihood", "gaussian", "modes",
+    "precision", "arguments", "shapes", "interrupt", "quantile", "parameter", "discrete", "periodic", "cube",
+    "distribution", "prior", "batch", "failure", "workers", "host", "journal", "likelihood", "gaussian", "modes",
     "base", "pushforward", "path", "schedule", "process", "coupling", "ode",
     "objective", "score_matching", "action_matching", "maximum_likelihood", "velocity", "train", "flow",
     "energy", "langevin", "sde", "proposal", "triangular", "surrogate", "ellipsoids", "pool", "online",
