@@ -32,12 +32,12 @@ def scalar(value: Any) -> int | float | None:
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             return None
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if value is np.ma.masked or isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
     try:
         number = float(value)
     except OverflowError:
-        return math.inf if value > 0 else -math.inf
+        return math.inf if int(value) > 0 else -math.inf
     return int(value) if isinstance(value, numbers.Integral) else number
 
 
@@ -130,6 +130,11 @@ def instance(kind: type | tuple[type, ...], expected: str) -> Rule:
     return check
 
 
+def part(kind: type) -> Rule:
+    """Rule of a part of one of nsflow's kinds."""
+    return instance(kind, f"an {kind.__module__}.{kind.__name__}")
+
+
 def several(rule: Rule, expected: str, is_valid: Callable[[tuple[Any, ...]], bool] = lambda _: True) -> Rule:
     """Rule of a tuple or list whose items follow a rule each; it is kept as a tuple, which can be hashed.
 
@@ -167,6 +172,9 @@ def optional(rule: Rule) -> Rule:
 
 
 POSITIVE = real(lambda x: 0 < x < math.inf, "a positive, finite number")
+TIMES = several(
+    real(lambda t: 0 <= t <= 1, "a time"), "two rising times in [0, 1]", lambda t: len(t) == 2 and t[0] < t[1]
+)
 
 
 def settle(options: Any, rules: Mapping[str, Rule], owner: str = "") -> None:
@@ -236,7 +244,10 @@ def require_array(name: str, value: Any, smallest_ndim: int = 0) -> np.ndarray:
         raise TypeError(f"{name} expected an array of real numbers; got {shown(value)}.")
     if array.ndim < smallest_ndim:
         raise ValueError(f"{name} expected an array of at least {smallest_ndim} axes; got shape {array.shape}.")
-    array = array.astype(np.float64, copy=False)
+    try:
+        array = array.astype(np.float64, copy=False)
+    except OverflowError as error:
+        raise ValueError(f"{name} expected numbers below 1.8e308; got {shown(value)}.") from error
     return array.filled(np.nan) if isinstance(array, np.ma.MaskedArray) else array
 
 
@@ -253,7 +264,8 @@ def require_points(owner: str, points: Any, log_weights: Any) -> tuple[np.ndarra
 
     Raises:
         TypeError: If they are no real numbers.
-        ValueError: If the shapes are wrong, a point is not finite, or a log-weight is NaN or +inf.
+        ValueError: If the shapes are wrong, a point is not finite or too large to be squared, or a log-weight is NaN
+            or +inf.
     """
     points = require_array(f"`{owner}` for its `points`", points)
     if points.ndim != 2 or points.shape[1] == 0:
@@ -263,6 +275,11 @@ def require_points(owner: str, points: Any, log_weights: Any) -> tuple[np.ndarra
     if not np.all(np.isfinite(points)):
         bad = int(np.flatnonzero(~np.isfinite(points).all(axis=1))[0])
         raise ValueError(f"`{owner}` expected finite `points`; row {bad} is {shown(points[bad])}. Drop such rows.")
+    if np.any(np.abs(points) > LARGEST):
+        raise ValueError(
+            f"`{owner}` expected `points` of at most {LARGEST}, whose squares float64 holds; got "
+            f"{np.max(np.abs(points)):.3g}. Change the unit."
+        )
     weights = np.zeros(len(points)) if log_weights is None else log_weights
     weights = require_array(f"`{owner}` for its `log_weights`", weights)
     if weights.shape != (len(points),):
@@ -274,6 +291,46 @@ def require_points(owner: str, points: Any, log_weights: Any) -> tuple[np.ndarra
             f"`{owner}` expected `log_weights` in nats, finite or -inf; got NaN or +inf. Drop such points."
         )
     return points, weights
+
+
+SMALLEST, LARGEST = 1e-140, 1e140  # of numbers whose squares float64 holds
+
+
+def require_cloud(owner: str, points: Any, log_weights: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return those of weighted points that have weight, if they can be whitened.
+
+    Args:
+        owner: Who asks, for the messages.
+        points: What a user gave as points, shape ``(n, d)``.
+        log_weights: And as their log-weights in nats, shape ``(n,)``; equal if None.
+
+    Returns:
+        ``(points, log_weights)`` in float64.
+
+    Raises:
+        TypeError: If they are no real numbers.
+        ValueError: As in :func:`require_points`; and if there are no more points than dimensions, or a column does not
+            vary, or by too little to be squared.
+    """
+    points, log_weights = require_points(owner, points, log_weights)
+    kept = log_weights > -np.inf
+    points, log_weights = points[kept], log_weights[kept]
+    if len(points) <= points.shape[1]:
+        raise ValueError(
+            f"`{owner}` expected more points of positive weight than dimensions; got {len(points)} in "
+            f"{points.shape[1]}-d."
+        )
+    for column, spread in enumerate(np.ptp(points, axis=0)):
+        if spread == 0:
+            raise ValueError(
+                f"`{owner}` expected columns that vary; column {column} of `points` is constant. Leave it out."
+            )
+        if spread < SMALLEST:
+            raise ValueError(
+                f"`{owner}` expected columns whose values lie at least {SMALLEST} apart, whose square float64 holds; "
+                f"those of column {column} of `points` lie {spread:.3g} apart. Change its unit."
+            )
+    return points, log_weights
 
 
 def require_count(owner: str, num_samples: Any, width: int = 1) -> int:

@@ -14,7 +14,16 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from nsflow import train
-from nsflow.arguments import instance, integer, require_array, require_count, require_key, require_points
+from nsflow.arguments import (
+    POSITIVE,
+    instance,
+    integer,
+    require_array,
+    require_cloud,
+    require_count,
+    require_key,
+    shown,
+)
 from nsflow.base import Normal
 from nsflow.gaussian import Gaussian, Preimage
 from nsflow.objective import FlowMatching
@@ -91,7 +100,7 @@ class Flow:
             ValueError: If `num_dims` or `num_steps` is no such number.
         """
         if not callable(velocity):
-            raise TypeError(f"`Flow.from_velocity` expected a function of time and point; got {velocity!r}.")
+            raise TypeError(f"`Flow.from_velocity` expected a function of time and point; got {shown(velocity)}.")
         num_dims = integer(1, 10**5)("`Flow.from_velocity` for its `num_dims`", num_dims)
         num_steps = integer(0, 10**6)("`Flow.from_velocity` for its `num_steps`", num_steps)
         return cls(as_velocity(velocity), np.zeros(num_dims), np.eye(num_dims), np.int32(num_steps))
@@ -99,7 +108,9 @@ class Flow:
     @property
     def num_dims(self) -> int:
         """Dimension d of the points."""
-        return self.mean.shape[0]
+        if np.ndim(self.mean) != 1:
+            raise ValueError(f"`Flow` expected `mean` to be an array of shape (d,); got {shown(self.mean)}.")
+        return np.shape(self.mean)[0]
 
     @no_type_check  # its own messages come before a run-time checker's
     def sample(self, key: Array, num_samples: int) -> Float[Array | np.ndarray, "n d"]:
@@ -118,6 +129,7 @@ class Flow:
         """
         return self.forward(_base(key, num_samples, self.num_dims))
 
+    @no_type_check
     def log_prob(self, x: Float[Any, "n d"]) -> Float[Array | np.ndarray, " n"]:
         """Exact log-density of the map that `sample` applies.
 
@@ -158,10 +170,12 @@ class Flow:
         recovered = np.max(np.abs(preimage.z - z), axis=1) < 1e-3
         return np.asarray(x), np.where(recovered, preimage.log_prob, np.nan)
 
+    @no_type_check
     def forward(self, z: Float[Any, "n d"]) -> Float[Array | np.ndarray, "n d"]:
         """Carry base points to the data, shape ``(n, d)`` to ``(n, d)``."""
         return _by_chunks(_forward, self, z)
 
+    @no_type_check
     def inverse(self, x: Float[Any, "n d"], max_steps: int = MAX_NEWTON, is_wanted: Any = None) -> Preimage:
         """Carry points back to the base, with the log-determinant of the way forward; NaN after `max_steps` of Newton.
 
@@ -170,6 +184,7 @@ class Flow:
         """
         if isinstance(x, Tracer):
             return _inverse(self, x, np.int32(max_steps), is_wanted)
+        max_steps = integer(1, 10**6)("`Flow.inverse` for its `max_steps`", max_steps)
         quick = _by_chunks(partial(_inverse, max_steps=np.int32(1)), self, x)
         hard = np.flatnonzero(np.isnan(quick.log_det))
         if len(hard) == 0:
@@ -192,12 +207,25 @@ def _by_chunks(function: Callable, flow: Flow, x: Any) -> Any:
     """Apply a jitted function to chunks of one size."""
     if isinstance(x, Tracer):
         return function(flow, x)
+    _check_parts(flow)
     dtype = getattr(x, "dtype", None)
     x = require_array("`Flow` for its points", x)
     x = x.astype(dtype) if dtype in (np.float32, np.float16) else x  # precision is the caller's
     if x.ndim != 2 or x.shape[1] != flow.num_dims:
         raise ValueError(f"`Flow` expected points of shape (n, {flow.num_dims}); got {x.shape}. Add the leading axis.")
     return by_chunks(partial(function, flow), x, CHUNK)
+
+
+def _check_parts(flow: Flow) -> None:
+    """Refuse a flow that was put together wrongly; its constructor sees the tracers of JAX as well."""
+    num_dims = flow.num_dims
+    require_array("`Flow` for its `mean`", flow.mean)
+    if require_array("`Flow` for its `scale`", flow.scale).shape != (num_dims, num_dims):
+        raise ValueError(f"`Flow` expected `scale` of shape {(num_dims, num_dims)}; got {np.shape(flow.scale)}.")
+    integer(0, 10**6)("`Flow` for its `num_steps`", flow.num_steps)
+    POSITIVE("`Flow` for its `width`", flow.width)
+    if not callable(flow.velocity):
+        raise TypeError(f"`Flow` expected a callable `velocity`; got {shown(flow.velocity)}. Use `Flow.from_velocity`.")
 
 
 # ------------------------------------------------------------- the discrete map, written for one point
@@ -350,11 +378,11 @@ def fit(
     """
     require_key("fit", key)
     instance(Training, "an nsflow.Training")("`fit` for its `training`", training)
-    points, log_weights = _check(points, log_weights)
+    points, log_weights = require_cloud("fit", points, log_weights)
     key_split, key_init, key_train = jax.random.split(key, 3)
     objective = training.objective or FlowMatching(training.path)
     base = getattr(objective, "base", Normal())
-    whole = _whole(points, log_weights)
+    whole = Gaussian.fit(points, log_weights)
     if not base.is_white:
         whole = Gaussian(np.zeros_like(whole.mean), np.eye(whole.num_dims))
     white = whole.whiten(points)
@@ -409,45 +437,3 @@ def _refine(flow: Flow, best: float, score: Callable[[Flow], float]) -> tuple[Fl
 def _normalise(log_weights: np.ndarray) -> np.ndarray:
     weights = np.exp(log_weights - np.max(log_weights))
     return weights / np.sum(weights)
-
-
-SPREADS = (1e-140, 1e140)  # of a column whose square float64 holds
-
-
-def _check(points: Any, log_weights: Any) -> tuple[np.ndarray, np.ndarray]:
-    points, log_weights = require_points("fit", points, log_weights)
-    kept = log_weights > -np.inf
-    points, log_weights = points[kept], log_weights[kept]
-    if len(points) <= points.shape[1]:
-        raise ValueError(
-            f"`fit` needs more points of positive weight than dimensions; got {len(points)} in {points.shape[1]}-d."
-        )
-    with np.errstate(over="ignore"):  # what is beyond float64 is too wide
-        spreads = np.ptp(points, axis=0)
-    for column, spread in enumerate(spreads):
-        if spread == 0:
-            raise ValueError(
-                f"`fit` expected columns that vary; column {column} of `points` is constant. Leave it out."
-            )
-        if not SPREADS[0] < spread < SPREADS[1]:
-            raise ValueError(
-                f"`fit` expected columns whose values lie {SPREADS[0]} to {SPREADS[1]} apart; those of column {column} "
-                f"of `points` lie {spread:.3g} apart. Change its unit."
-            )
-    return points, log_weights
-
-
-def _whole(points: np.ndarray, log_weights: np.ndarray) -> Gaussian:
-    """The Gaussian that whitens the points, or a refusal where there is none."""
-    try:
-        whole = Gaussian.fit(points, log_weights)
-        if np.all(np.isfinite(whole.whiten(points))):
-            return whole
-    except np.linalg.LinAlgError:
-        pass
-    weights = _normalise(log_weights)
-    raise ValueError(
-        "`fit` expected points whose weighted covariance is positive definite; got one that is not: the largest weight "
-        f"is {np.max(weights):.6g} of all, and {1 / np.sum(weights**2):.1f} of {len(points)} points are effective in "
-        f"{points.shape[1]} dimensions. Give more points of comparable weight, and no column that follows from others."
-    )

@@ -176,6 +176,7 @@ class Prior:
         """Latent coordinates whose two ends are the same place."""
         return np.concatenate([np.full(p.num_dims, isinstance(p, Turned)) for p in self._parameters.values()])
 
+    @no_type_check
     def step_widths(self, z: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
         r"""Widths of Gaussians with the prior mass of the discrete values at a point; one for continuous coordinates.
 
@@ -187,6 +188,7 @@ class Prior:
         Returns:
             The widths in latent units, shape ``(d,)``.
         """
+        z = self._vector(z, "latent point")
         starts = np.cumsum([0, *(p.num_dims for p in self._parameters.values())])
         blocks = ((p, z[i : i + p.num_dims]) for p, i in zip(self._parameters.values(), starts, strict=False))
         return np.concatenate([p.step_widths(b) if isinstance(p, Discrete) else np.ones(len(b)) for p, b in blocks])
@@ -197,6 +199,7 @@ class Prior:
         parts = (p.phases if isinstance(p, Turned) else np.zeros(p.num_dims) for p in self._parameters.values())
         return np.concatenate(list(parts))
 
+    @no_type_check
     @float64
     def turn(self, phases: Float[np.ndarray, " d"]) -> "Prior":
         """The same prior, whose periodic coordinates are cut open elsewhere.
@@ -207,9 +210,10 @@ class Prior:
         Returns:
             A prior of the same density whose latent vectors mean other places on the circles.
         """
+        phases = self._vector(phases, "phases")
         starts = np.cumsum([0, *(p.num_dims for p in self._parameters.values())])
         turned: dict[str, Any] = {
-            name: Turned(p.base, np.asarray(phases[i : i + p.num_dims]) % 1.0) if isinstance(p, Turned) else p
+            name: Turned(p.base, phases[i : i + p.num_dims] % 1.0) if isinstance(p, Turned) else p
             for (name, p), i in zip(self._parameters.items(), starts, strict=False)
         }
         prior = object.__new__(Prior)
@@ -352,6 +356,12 @@ class Prior:
 
     def _draws(self, key: Any, num_samples: Any) -> tuple[Any, int]:
         return require_key("Prior", key), require_count("Prior", num_samples, self.num_dims)
+
+    def _vector(self, value: Any, what: str) -> np.ndarray:
+        array = require_array(f"`Prior` for its {what}", value)
+        if array.shape != (self.num_dims,):
+            raise ValueError(f"`Prior` expected {what} of shape ({self.num_dims},); got {array.shape}.")
+        return array
 
     def _latent(self, z: Any) -> tuple[Any, tuple[int, ...]]:
         z = _float64(z, "latent points")

@@ -12,21 +12,19 @@ import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from nsflow.arguments import POSITIVE, instance, integer, optional, real, settle
+from nsflow.arguments import instance, integer, optional, real, settle
 from nsflow.objective import AbstractFlowObjective, AbstractObjective
 from nsflow.path import AbstractPath, TrigonometricPath
 from nsflow.velocity import Architecture
 
 RULES = {
     "path": instance(AbstractPath, "a probability path, such as nsflow.path.TrigonometricPath()"),
-    "objective": optional(
-        instance(AbstractFlowObjective, "an objective of flows, such as FlowMatching(path), or None")
-    ),
+    "objective": optional(instance(AbstractFlowObjective, "an objective of flows, such as FlowMatching(path)")),
     "architecture": optional(instance(Architecture, "an nsflow.velocity.Architecture, or None")),
     "num_steps": integer(1, 10**8),
     "batch_size": integer(1, 10**7),
-    "learning_rate": POSITIVE,
-    "weight_decay": real(lambda x: 0 <= x < np.inf, "a finite number of at least 0"),
+    "learning_rate": real(lambda x: 0 < x <= 100, "a positive number of at most 100"),
+    "weight_decay": real(lambda x: 0 <= x <= 1e6, "a number from 0 to 1e6"),
     "ema": real(lambda x: 0 <= x < 1, "a number from 0 to below 1"),
     "steps_per_score": integer(1, 10**8),
     "patience": integer(1),
