@@ -3,7 +3,7 @@
 import math
 import numbers
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -28,11 +28,13 @@ def scalar(value: Any) -> int | float | None:
         >>> scalar(np.float32(50)), scalar(jnp.asarray(3)), scalar(True), scalar("3")
         (50.0, 3, None, None)
     """
+    if value is np.ma.masked:  # is zero as an array
+        return None
     if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, Tracer) and value.ndim == 0:
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             return None
         value = value.item()
-    if value is np.ma.masked or isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
     try:
         number = float(value)
@@ -172,6 +174,22 @@ def optional(rule: Rule) -> Rule:
 
 
 POSITIVE = real(lambda x: 0 < x < math.inf, "a positive, finite number")
+NUMBER = real(lambda _: True, "a number")
+
+
+def texts(name: str, value: Any) -> tuple[str, ...]:
+    """Rule of some strings, in any collection but a string."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} expected a tuple of strings; got {shown(value)}.")
+    try:
+        items = tuple(value)
+    except Exception:  # an array of no dimension
+        items = (value,)
+    if not all(isinstance(item, str) for item in items):
+        raise TypeError(f"{name} expected strings alone; got {shown(value)}.")
+    return tuple(map(str, items))  # numpy's strings are none of JSON's
+
+
 TIMES = several(
     real(lambda t: 0 <= t <= 1, "a time"), "two rising times in [0, 1]", lambda t: len(t) == 2 and t[0] < t[1]
 )

@@ -352,7 +352,7 @@ class Prior:
             ValueError: If parameters are missing, unknown or of the wrong shape.
         """
         flat, _ = self._params(params)
-        return np.concatenate([np.asarray(x).reshape(len(x), -1) for x in flat.values()], axis=1)
+        return np.concatenate([np.asarray(x).reshape(len(x), math.prod(x.shape[1:])) for x in flat.values()], axis=1)
 
     def _draws(self, key: Any, num_samples: Any) -> tuple[Any, int]:
         return require_key("Prior", key), require_count("Prior", num_samples, self.num_dims)
@@ -370,7 +370,7 @@ class Prior:
                 f"`Prior` expected latent points of shape (..., {self.num_dims}); got shape {z.shape}. "
                 "The last axis is the latent vector."
             )
-        return z.reshape((-1, self.num_dims)), z.shape[:-1]
+        return z.reshape((math.prod(z.shape[:-1]), self.num_dims)), z.shape[:-1]
 
     def _params(self, params: Any) -> tuple[dict[str, Any], tuple[int, ...]]:
         """Check the names and shapes and give all parameters one batch axis, in the prior's order."""

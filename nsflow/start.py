@@ -1,5 +1,6 @@
 """Samples to start from: what another run or another model's posterior may tell about this one."""
 
+import math
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ from jaxtyping import Float
 from nsflow.arguments import require_array, shown
 from nsflow.prior import Prior
 from nsflow.results import Results
+
+FARTHEST = 1e100  # of a latent point: its square is a number
 
 
 class Start(NamedTuple):
@@ -32,7 +35,7 @@ class Start(NamedTuple):
             ValueError: If hardly any is inside.
         """
         x = np.asarray(prior.inverse(_params(self.samples, prior)), np.float64)
-        inside = np.all(np.isfinite(x), axis=1) & (self.log_weights > -np.inf)
+        inside = np.all(np.abs(x) < FARTHEST, axis=1) & (self.log_weights > -np.inf)
         # What lies beyond an edge is mapped to the edge, far out in latent space, and does not come back.
         back = prior.flatten(prior.forward(np.where(inside[:, None], x, 0.0)))
         inside &= np.all(np.isclose(back, self.samples, 1e-6, 1e-9), axis=1)
@@ -89,7 +92,9 @@ def as_start(samples: Any, prior: Prior) -> Start:
         ):
             shapes = {name: value.shape for name, value in values.items()}
             raise ValueError(f"`start` expected arrays of n samples of {dict(prior.shapes)}; got shapes {shapes}.")
-        array = np.concatenate([value.reshape(len(value), -1) for value in values.values()], axis=1)
+        array = np.concatenate(
+            [value.reshape(len(value), math.prod(value.shape[1:])) for value in values.values()], axis=1
+        )
     elif isinstance(samples, np.ndarray | jax.Array):
         array = require_array("`start`", samples)
         if array.ndim != 2 or array.shape[1] != len(prior.names):
