@@ -11,7 +11,6 @@ import functools
 import json
 import re
 import signal
-import tempfile
 import time
 import warnings
 from collections import Counter
@@ -27,8 +26,8 @@ import numpyro.distributions as dist
 import scipy.stats
 
 import nsflow
+from nsflow.adapters import blackjax
 from nsflow.objective import FlowMatching
-from nsflow.online import Learner
 from nsflow.path import LinearPath
 from nsflow.velocity import Architecture
 
@@ -236,7 +235,7 @@ QUICK = {"num_steps": 2, "steps_per_score": 1, "batch_size": 8, "integration_ste
 SMALL = {"num_prior": 100, "num_live": 100}
 BAD = {
     "None": lambda: None, "True": lambda: True, "text": lambda: "x", "bytes": lambda: b"x", "object": object,
-    "class": lambda: dict, "function": lambda: lambda: 0, "-1": lambda: -1, "0": lambda: 0, "1": lambda: 1,
+    "class": lambda: dict, "function": lambda: lambda *_, **__: 0.0, "-1": lambda: -1, "0": lambda: 0, "1": lambda: 1,
     "2.5": lambda: 2.5, "nan": lambda: np.nan, "inf": lambda: np.inf, "complex": lambda: 1j, "1e308": lambda: 1e308,
     "10**12": lambda: 10**12, "10**400": lambda: 10**400, "list": list, "dict": dict, "tuple": tuple,
     "strings": lambda: ["a", "b"], "numbers": lambda: [1, 2.0], "nones": lambda: [None],
@@ -304,6 +303,28 @@ def weighted():
     return {"key": key(), "points": POINTS, "log_weights": WEIGHTS}
 
 
+def norm(x):
+    """A density in the coordinates of blackjax."""
+    return -0.5 * jnp.sum(x**2)
+
+
+LEARNER = blackjax.Learner(Architecture(8, 1, (), (1.0,)), num_steps=2, first_rounds=1, batch_size=8, pool_size=1)
+STEPS = {
+    "num_inner_steps": 2, "num_delete": 5, "inner_kernel": blackjax.IndependenceMH(), "learner": LEARNER,
+    "train_every": 0.3,
+}  # fmt: skip
+
+
+@functools.cache
+def sampler():
+    return blackjax.as_top_level_api(norm, norm, **STEPS)
+
+
+@functools.cache
+def started():
+    return sampler().init(jnp.asarray(POINTS, jnp.float32))
+
+
 # name -> the function and good values of its arguments
 WRONG_CALLS = {
     "Prior": lambda: (nsflow.Prior, {"distributions": {"a": dist.Normal(0.0, 1.0)}}),
@@ -350,8 +371,6 @@ WRONG_CALLS = {
     "Results.posterior": lambda: (made_result().posterior, {"num_samples": 5, "seed": 0}),
     "Results.bootstrap": lambda: (made_result().bootstrap_log_weights, {"num_samples": 5, "seed": 0}),
     "Results.plot_2d": lambda: (made_result().plot_2d, {"params": ["a"]}),
-    "Results.save": lambda: (made_result().save, {"root": tempfile.mkdtemp() + "/run"}),
-    "load": lambda: (nsflow.load, {"root": "nowhere"}),
     "merge": lambda: (nsflow.merge, {"runs": [made_result(), shifted_result()], "log_likelihood": None, "prior": None,
                                      "settings": nsflow.Settings()}),
     "init": lambda: (nsflow.init, {"key": key(), "problem": made_state().problem, "settings": nsflow.Settings(**SMALL),
@@ -366,7 +385,21 @@ WRONG_CALLS = {
     "plots.trace": lambda: (nsflow.plots.trace, {"result": made_result(), "dark": False}),
     "plots.weights": lambda: (nsflow.plots.weights, {"result": made_result(), "dark": False}),
     "plots.levels": lambda: (nsflow.plots.levels, {"result": made_result(), "dark": False}),
-    "Learner": lambda: (Learner, fields_of(Learner)),
+    "Learner": lambda: (blackjax.Learner, fields_of(blackjax.Learner)),
+    "IndependenceMH": lambda: (blackjax.IndependenceMH, fields_of(blackjax.IndependenceMH)),
+    "LatentSlice": lambda: (blackjax.LatentSlice, fields_of(blackjax.LatentSlice)),
+    "Mixture": lambda: (blackjax.Mixture, fields_of(blackjax.Mixture)),
+    "blackjax": lambda: (blackjax.as_top_level_api, {"logprior_fn": norm, "loglikelihood_fn": norm, **STEPS}),
+    "blackjax.build_kernel": lambda: (blackjax.build_kernel, {"init_state_fn": norm, **STEPS}),
+    "blackjax.init": lambda: (sampler().init, {"position": POINTS, "rng_key": key()}),
+    "blackjax.retrain": lambda: (
+        blackjax.retrain, {"rng_key": key(), "state": started(), "learner": LEARNER, "num_rounds": 1}
+    ),
+    "blackjax.finalise": lambda: (blackjax.finalise, {"state": started(), "dead": []}),
+    "blackjax.add_modes": lambda: (
+        blackjax.add_modes,
+        {"state": started(), "prior_draws": POINTS, "logprior_fn": norm, "loglikelihood_fn": norm, "max_calls": 20},
+    ),
 }  # fmt: skip
 
 
@@ -406,7 +439,9 @@ def attempt_call(case: WrongCall) -> str:
     """
     function, arguments = WRONG_CALLS[case.function]()
     try:
-        function(**arguments | {case.argument: BAD[case.value]()})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # JAX's, of generators
+            function(**arguments | {case.argument: BAD[case.value]()})
     except (*KINDS, OSError) as error:
         if not CLEAR.search(str(error)):
             raise
