@@ -39,7 +39,7 @@ def scalar(value: Any) -> int | float | None:
     try:
         number = float(value)
     except OverflowError:
-        return math.inf if int(value) > 0 else -math.inf
+        return math.inf if value > 0 else -math.inf  # pyright: ignore[reportOperatorIssue]
     return int(value) if isinstance(value, numbers.Integral) else number
 
 
@@ -76,7 +76,7 @@ def real(is_valid: Callable[[float], bool], expected: str) -> Rule:
     return check
 
 
-def integer(smallest: int, largest: float = math.inf, advice: str = "") -> Rule:
+def integer(smallest: int, largest: int | float = math.inf, advice: str = "") -> Rule:
     """Rule of an integer.
 
     Args:
