@@ -224,8 +224,11 @@ def _check_parts(flow: Flow) -> None:
         raise ValueError(f"`Flow` expected `scale` of shape {(num_dims, num_dims)}; got {np.shape(flow.scale)}.")
     integer(0, 10**6)("`Flow` for its `num_steps`", flow.num_steps)
     POSITIVE("`Flow` for its `width`", flow.width)
-    if not callable(flow.velocity):
-        raise TypeError(f"`Flow` expected a callable `velocity`; got {shown(flow.velocity)}. Use `Flow.from_velocity`.")
+    is_tree = all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(flow.velocity))
+    if not (callable(flow.velocity) and is_tree):
+        raise TypeError(
+            f"`Flow` expected a callable pytree as `velocity`; got {shown(flow.velocity)}. Use `Flow.from_velocity`."
+        )
 
 
 # ------------------------------------------------------------- the discrete map, written for one point

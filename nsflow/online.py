@@ -131,7 +131,7 @@ class Learner:
 
     def __post_init__(self) -> None:
         """Refuse values that no training could use."""
-        settle(self, RULES, "Learner.")
+        settle(self, RULES)
 
     def init(self, key: Array, live: Draws) -> Online:
         """Whiten the first live points, which are draws of the prior; `train` has everything else to learn.

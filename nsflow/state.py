@@ -58,7 +58,7 @@ RULES = {
     "max_restarts": integer(0),
     "training": instance(Training, "an nsflow.Training"),
     "proposal": optional(
-        instance(AbstractEstimator, "an nsflow.AbstractEstimator, which fits a density to weighted points")
+        instance(AbstractEstimator, "an nsflow.estimator.AbstractEstimator, which fits a density to weighted points")
     ),
 }
 

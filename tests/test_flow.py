@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 from scipy import stats
 from scipy.linalg import expm
 
@@ -462,6 +463,10 @@ def affine(**parts):
         (lambda: affine(scale=np.eye(3)).log_prob(POINTS), r"`scale` of shape \(2, 2\); got \(3, 3\)"),
         (lambda: affine(num_steps=-1).log_prob(POINTS), "`num_steps` expected"),
         (lambda: affine(width=-1.0).log_prob(POINTS), "`width` expected"),
+        (
+            lambda: replace(affine(), velocity=Partial(lambda _, t, x: x, object())).log_prob(POINTS),
+            "a callable pytree as `velocity`",
+        ),
         (lambda: Flow.from_velocity(None, 2), "a function of time and point; got None"),
         (lambda: Flow.from_velocity(lambda _, x: x, 0), "`num_dims` expected an integer"),
     ],
