@@ -92,8 +92,9 @@ class Prior:
             )
         if not distributions:
             raise ValueError("`Prior` expected at least one parameter; got an empty dict. Give each parameter a prior.")
-        for name in distributions:
+        for name, value in distributions.items():
             _check_name(name)
+            _check_frozen(name, value)
         self._set(Joint({name: as_parameter(name, value) for name, value in distributions.items()}))
 
     def _set(self, source: Map) -> None:
@@ -426,6 +427,13 @@ def _check_name(name: Any) -> None:
         raise TypeError(f"`Prior` expected strings as parameter names; got {name!r}. Quote the name.")
     if not name.strip():
         raise ValueError(f"`Prior` expected non-empty parameter names; got {name!r}. Name the parameter.")
+
+
+def _check_frozen(name: str, distribution: Any) -> None:
+    """Refuse a frozen scipy distribution whose arguments are no numbers: scipy reads them when it is asked."""
+    given = (*getattr(distribution, "args", ()), *getattr(distribution, "kwds", {}).values())
+    for value in given if hasattr(distribution, "dist") else ():
+        require_array(f"`Prior` for the arguments of parameter {name!r}", value)
 
 
 def _check_columns(names: tuple[str, ...]) -> None:

@@ -443,6 +443,9 @@ def test_fit_holds_a_point_out_of_few():
     assert np.all(np.isfinite(flow.log_prob(POINTS)))
 
 
+OPAQUE = Partial(lambda _, t, x: x, object())  # whose part is no array
+
+
 def affine(**parts):
     return Flow(as_velocity(lambda _, x: x), **{"mean": np.zeros(2), "scale": np.eye(2), "num_steps": 1} | parts)
 
@@ -464,7 +467,7 @@ def affine(**parts):
         (lambda: affine(num_steps=-1).log_prob(POINTS), "`num_steps` expected"),
         (lambda: affine(width=-1.0).log_prob(POINTS), "`width` expected"),
         (
-            lambda: replace(affine(), velocity=Partial(lambda _, t, x: x, object())).log_prob(POINTS),
+            lambda: replace(affine(), velocity=OPAQUE).log_prob(POINTS),
             "a callable pytree as `velocity`",
         ),
         (lambda: Flow.from_velocity(None, 2), "a function of time and point; got None"),

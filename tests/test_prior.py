@@ -454,3 +454,21 @@ def test_wrong_calls_say_what_was_expected(call, message):
 def test_no_points_are_points_too():
     assert TWO.flatten(TWO.forward(np.zeros((0, 2)))).shape == (0, 2)
     assert TWO.flatten(TWO.sample(jax.random.key(0), 0)).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "message"),
+    [
+        (
+            lambda: dist.Normal("a", 1.0),
+            "`Prior` for `loc` of parameter 'q' expected an array of real numbers; got 'a'",
+        ),
+        (lambda: dist.Normal(0.0, 1j), "`Prior` for `scale` of parameter 'q' expected an array of real numbers"),
+        (lambda: dist.Uniform(0.0, [1, "x"]), "`Prior` for `high` of parameter 'q' expected"),
+        (lambda: stats.norm("a"), "`Prior` for the arguments of parameter 'q' expected an array of real numbers"),
+        (lambda: stats.norm(scale=None), "`Prior` for the arguments of parameter 'q' expected"),
+    ],
+)
+def test_arguments_that_are_no_numbers_are_refused_with_the_parameters_name(distribution, message):
+    with pytest.raises(TypeError, match=message):
+        Prior({"q": distribution()})
