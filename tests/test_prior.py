@@ -464,7 +464,6 @@ def test_no_points_are_points_too():
             "`Prior` for `loc` of parameter 'q' expected an array of real numbers; got 'a'",
         ),
         (lambda: dist.Normal(0.0, 1j), "`Prior` for `scale` of parameter 'q' expected an array of real numbers"),
-        (lambda: dist.Uniform(0.0, [1, "x"]), "`Prior` for `high` of parameter 'q' expected"),
         (lambda: stats.norm("a"), "`Prior` for the arguments of parameter 'q' expected an array of real numbers"),
         (lambda: stats.norm(scale=None), "`Prior` for the arguments of parameter 'q' expected"),
     ],
