@@ -272,8 +272,16 @@ WRONG_CONSTRUCTIONS = {
     "no function": (lambda: as_likelihood(3.0), TypeError, "`JaxLikelihood` expected a function.*got 3.0"),
     "no host function": (lambda: HostLikelihood([1]), TypeError, "`HostLikelihood` expected a function"),
     "pool without map": (lambda: HostLikelihood(host_function, pool=4), TypeError, "`map` method.*; got 4"),
-    "no chunks": (lambda: HostLikelihood(host_function, num_chunks=0), ValueError, "at least 1 as `num_chunks`; got 0"),
-    "half a chunk": (lambda: HostLikelihood(host_function, num_chunks=2.5), ValueError, "`num_chunks`; got 2.5"),
+    "no chunks": (
+        lambda: HostLikelihood(host_function, num_chunks=0),
+        ValueError,
+        "`num_chunks` expected an integer of at least 1; got 0",
+    ),
+    "half a chunk": (
+        lambda: HostLikelihood(host_function, num_chunks=2.5),
+        ValueError,
+        "`num_chunks` expected an integer .*; got 2.5",
+    ),
     "no mesh": (lambda: JaxLikelihood(jax_function, mesh=4), TypeError, "`mesh` of devices; got 4.*make_mesh"),
 }
 
