@@ -163,7 +163,7 @@ class MapOnly:
         ({"timeout": 1.0}, ValueError, "`pool` beside `timeout`=1.0"),
         ({"pool": MapOnly(), "timeout": -1.0}, ValueError, "`timeout` expected a positive number of seconds; got -1.0"),
         ({"retries": -1}, ValueError, "`retries` expected an integer of at least 0; got -1"),
-        ({"retries": 1.5}, ValueError, "`retries`; got 1.5"),
+        ({"retries": 1.5}, ValueError, "`retries` expected an integer .*; got 1.5"),
         ({"pool": "four"}, TypeError, "or a function that makes one; got 'four'"),
     ],
 )
