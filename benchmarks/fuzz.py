@@ -6,6 +6,7 @@ appends one line of counts to benchmarks/results/fuzz.jsonl, and prints whatever
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import re
@@ -18,12 +19,17 @@ from typing import NamedTuple
 
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import scipy.stats
 
 import nsflow
+from nsflow.adapters import blackjax
+from nsflow.objective import FlowMatching
+from nsflow.path import LinearPath
+from nsflow.velocity import Architecture
 
 TIME_LIMIT = 120  # seconds of the processor that one example may take
 LONGEST_WAIT = 1200  # seconds on the wall
@@ -185,7 +191,7 @@ SETTINGS = {
 KINDS = (ValueError, TypeError, LookupError, ZeroDivisionError, RuntimeError)
 
 
-CLEAR = re.compile(r"\bexpected\b|raised by|must allow")  # not "unexpected keyword argument"
+CLEAR = re.compile(r"\bexpected\b|raised by|must allow|failed when JAX traced it")  # not "unexpected keyword argument"
 
 
 class Case(NamedTuple):
@@ -218,6 +224,220 @@ def cases():
         Case, priors, behaviours(), st.fixed_dictionaries(CALLS), st.fixed_dictionaries({}, optional=SETTINGS), host,
         st.integers(0, 2**16),
     )  # fmt: skip
+
+
+# ---- wrong calls: every public function and class, with one argument that is wrong
+
+POINTS = np.random.default_rng(0).normal(size=(60, 2))
+WEIGHTS = np.zeros(60)
+LOW = np.linspace(-1.0, 0.0, 60)
+QUICK = {"num_steps": 2, "steps_per_score": 1, "batch_size": 8, "integration_steps": 1}
+SMALL = {"num_prior": 100, "num_live": 100}
+BAD = {
+    "None": lambda: None, "True": lambda: True, "text": lambda: "x", "bytes": lambda: b"x", "object": object,
+    "class": lambda: dict, "function": lambda: lambda *_, **__: 0.0, "-1": lambda: -1, "0": lambda: 0, "1": lambda: 1,
+    "2.5": lambda: 2.5, "nan": lambda: np.nan, "inf": lambda: np.inf, "complex": lambda: 1j, "1e308": lambda: 1e308,
+    "10**12": lambda: 10**12, "10**400": lambda: 10**400, "list": list, "dict": dict, "tuple": tuple,
+    "strings": lambda: ["a", "b"], "numbers": lambda: [1, 2.0], "nones": lambda: [None],
+    "dict of None": lambda: {"a": None},
+    "dict of text": lambda: {"a": "x"}, "ragged": lambda: [[1.0, 2.0], [3.0]], "no rows": lambda: np.zeros((0, 2)),
+    "no columns": lambda: np.zeros((60, 0)), "cube": lambda: np.zeros((2, 3, 4)), "vector": lambda: np.zeros(60),
+    "array of text": lambda: np.array([["a", "b"]]), "array of objects": lambda: np.array([object()]),
+    "array of nan": lambda: np.full((60, 2), np.nan), "complex array": lambda: np.ones((60, 2)) * 1j,
+    "tiny": lambda: POINTS * 1e-320, "huge": lambda: POINTS * 1e300, "constant": lambda: np.ones((60, 2)),
+    "twice": lambda: POINTS[:, :1] * np.ones(2), "one weight": lambda: np.where(np.arange(60) == 7, 0.0, -1e6),
+    "generator": lambda: (i for i in range(3)), "key": lambda: jax.random.key(0),
+    "keys": lambda: jax.random.split(jax.random.key(0)),
+    "prior": lambda: prior_of("normal"), "result": lambda: made_result(), "settings": nsflow.Settings,
+    "training": nsflow.Training, "mask": lambda: np.ma.masked,
+}  # fmt: skip
+
+
+def quadratic(params):
+    """A likelihood of JAX for the normal prior below."""
+    return -0.5 * jnp.sum(jnp.square(params["a"]))
+
+
+@functools.cache
+def vector_prior():
+    return nsflow.Prior({"a": dist.Normal(0.0, 1.0).expand([2])})
+
+
+@functools.cache
+def made_result():
+    return nsflow.Results(
+        names=("a", "b"), samples=POINTS, log_likelihood=LOW, log_weights=LOW, num_draws=60, logZ=-0.5, logZ_err=0.1,
+        ess=50.0, num_calls=60, trace=[{"phase": "ladder", "contour": -1.0, "num_calls": 60, "ess": 50.0}],
+    )  # fmt: skip
+
+
+@functools.cache
+def made_flow():
+    return nsflow.Flow.from_velocity(lambda _, x: -x, 2, num_steps=1)
+
+
+@functools.cache
+def made_state():
+    return nsflow.init(jax.random.key(0), nsflow.Problem(nsflow.HostLikelihood(quadratic), vector_prior()),
+                       nsflow.Settings(**SMALL))  # fmt: skip
+
+
+def key():
+    return jax.random.key(0)
+
+
+def few(**options):
+    """Arguments of `nsflow.run` that end it soon."""
+    small = nsflow.Settings(**SMALL, proposal=nsflow.GaussianEstimator())
+    return {"log_likelihood": quadratic, "prior": vector_prior(), "ess": 20, "max_calls": 600, "progress": False,
+            "settings": small} | options  # fmt: skip
+
+
+def fields_of(cls, **values):
+    """Every field of a dataclass, at its default or as given."""
+    instance = cls(**values)
+    return {name.name: getattr(instance, name.name) for name in dataclasses.fields(cls)}
+
+
+def weighted():
+    return {"key": key(), "points": POINTS, "log_weights": WEIGHTS}
+
+
+def norm(x):
+    """A density in the coordinates of blackjax."""
+    return -0.5 * jnp.sum(x**2)
+
+
+LEARNER = blackjax.Learner(Architecture(8, 1, (), (1.0,)), num_steps=2, first_rounds=1, batch_size=8, pool_size=1)
+STEPS = {
+    "num_inner_steps": 2, "num_delete": 5, "inner_kernel": blackjax.IndependenceMH(), "learner": LEARNER,
+    "train_every": 0.3,
+}  # fmt: skip
+
+
+@functools.cache
+def sampler():
+    return blackjax.as_top_level_api(norm, norm, **STEPS)
+
+
+@functools.cache
+def started():
+    return sampler().init(jnp.asarray(POINTS, jnp.float32))
+
+
+# name -> the function and good values of its arguments
+WRONG_CALLS = {
+    "Prior": lambda: (nsflow.Prior, {"distributions": {"a": dist.Normal(0.0, 1.0)}}),
+    "Prior of": lambda: (lambda **d: nsflow.Prior(d), {"a": dist.Normal(0.0, 1.0)}),
+    "Prior of periodic": lambda: (lambda distribution: nsflow.Prior({"a": nsflow.Periodic(distribution)}),
+                                  {"distribution": dist.Uniform(0.0, 1.0)}),
+    "Prior.sample": lambda: (vector_prior().sample, {"key": key(), "num_samples": 5}),
+    "Prior.latent_sample": lambda: (vector_prior().latent_sample, {"key": key(), "num_samples": 5}),
+    "Prior.forward": lambda: (vector_prior().forward, {"z": POINTS}),
+    "Prior.inverse": lambda: (vector_prior().inverse, {"params": {"a": POINTS}}),
+    "Prior.log_prob": lambda: (vector_prior().log_prob, {"params": {"a": POINTS}}),
+    "Prior.log_prob of": lambda: (lambda **p: vector_prior().log_prob(p), {"a": POINTS}),
+    "Prior.latent_log_prob": lambda: (vector_prior().latent_log_prob, {"z": POINTS}),
+    "Prior.flatten": lambda: (vector_prior().flatten, {"params": {"a": POINTS}}),
+    "Prior.turn": lambda: (vector_prior().turn, {"phases": np.zeros(2)}),
+    "Prior.step_widths": lambda: (vector_prior().step_widths, {"z": np.zeros(2)}),
+    "HostLikelihood": lambda: (nsflow.HostLikelihood, {"function": quadratic, "vectorized": False, "pool": None,
+                                                       "num_chunks": None, "timeout": None, "retries": 2}),
+    "JaxLikelihood": lambda: (nsflow.JaxLikelihood, {"function": quadratic, "mesh": None}),
+    "Settings": lambda: (nsflow.Settings, fields_of(nsflow.Settings)),
+    "Training": lambda: (nsflow.Training, fields_of(nsflow.Training)),
+    "Architecture": lambda: (Architecture, fields_of(Architecture)),
+    "LinearPath": lambda: (LinearPath, fields_of(LinearPath)),
+    "FlowMatching": lambda: (FlowMatching, fields_of(FlowMatching, path=LinearPath())),
+    "GaussianMixtureEstimator": lambda: (nsflow.GaussianMixtureEstimator, {"num_components": (1, 2)}),
+    "KernelEstimator": lambda: (nsflow.KernelEstimator, {"max_centres": 100}),
+    "FlowEstimator": lambda: (nsflow.FlowEstimator, {"training": nsflow.Training(), "wide": True}),
+    "GaussianEstimator.fit": lambda: (nsflow.GaussianEstimator().fit, weighted()),
+    "GaussianMixtureEstimator.fit": lambda: (nsflow.GaussianMixtureEstimator((1, 2)).fit, weighted()),
+    "KernelEstimator.fit": lambda: (nsflow.KernelEstimator().fit, weighted()),
+    "FlowEstimator.fit": lambda: (nsflow.FlowEstimator(nsflow.Training(**QUICK)).fit, weighted()),
+    "fit": lambda: (nsflow.fit, weighted() | {"training": nsflow.Training(**QUICK)}),
+    "Flow": lambda: (lambda **f: nsflow.Flow(**f).log_prob(POINTS), fields_of(nsflow.Flow, **vars(made_flow()))),
+    "Flow.from_velocity": lambda: (nsflow.Flow.from_velocity, {"velocity": lambda _, x: -x, "num_dims": 2,
+                                                               "num_steps": 1}),
+    "Flow.sample": lambda: (made_flow().sample, {"key": key(), "num_samples": 3}),
+    "Flow.sample_and_log_prob": lambda: (made_flow().sample_and_log_prob, {"key": key(), "num_samples": 3}),
+    "Flow.log_prob": lambda: (made_flow().log_prob, {"x": POINTS}),
+    "Flow.forward": lambda: (made_flow().forward, {"z": POINTS}),
+    "Flow.inverse": lambda: (made_flow().inverse, {"x": POINTS, "max_steps": 5}),
+    "EnergyModel.fit": lambda: (nsflow.EnergyModel.fit, weighted() | {"time": 0.95,
+                                                                "training": nsflow.Training(**QUICK)}),
+    "Results": lambda: (nsflow.Results, fields_of(nsflow.Results, **vars(made_result()))),
+    "Results.posterior": lambda: (made_result().posterior, {"num_samples": 5, "seed": 0}),
+    "Results.bootstrap": lambda: (made_result().bootstrap_log_weights, {"num_samples": 5, "seed": 0}),
+    "Results.plot_2d": lambda: (made_result().plot_2d, {"params": ["a"]}),
+    "merge": lambda: (nsflow.merge, {"runs": [made_result(), shifted_result()], "log_likelihood": None, "prior": None,
+                                     "settings": nsflow.Settings()}),
+    "init": lambda: (nsflow.init, {"key": key(), "problem": made_state().problem, "settings": nsflow.Settings(**SMALL),
+                                   "start": None}),
+    "init of": lambda: (lambda **p: nsflow.init(key(), nsflow.Problem(**p), nsflow.Settings(**SMALL)),
+                        made_state().problem._asdict()),
+    "step": lambda: (nsflow.step, {"key": key(), "state": made_state()}),
+    "run": lambda: (nsflow.run, few(seed=0, logZ_err=None, max_seconds=None, max_levels=None, proposal=None,
+                                       start=None)),
+    "run from": lambda: (lambda **start: nsflow.run(**few(start=start)), {"a": POINTS}),
+    "plots.triangle": lambda: (nsflow.plots.triangle, {"result": made_result(), "params": ["a"], "dark": False}),
+    "plots.trace": lambda: (nsflow.plots.trace, {"result": made_result(), "dark": False}),
+    "plots.weights": lambda: (nsflow.plots.weights, {"result": made_result(), "dark": False}),
+    "plots.levels": lambda: (nsflow.plots.levels, {"result": made_result(), "dark": False}),
+    "Learner": lambda: (blackjax.Learner, fields_of(blackjax.Learner)),
+    "IndependenceMH": lambda: (blackjax.IndependenceMH, fields_of(blackjax.IndependenceMH)),
+    "LatentSlice": lambda: (blackjax.LatentSlice, fields_of(blackjax.LatentSlice)),
+    "Mixture": lambda: (blackjax.Mixture, fields_of(blackjax.Mixture)),
+    "blackjax": lambda: (blackjax.as_top_level_api, {"logprior_fn": norm, "loglikelihood_fn": norm, **STEPS}),
+    "blackjax.build_kernel": lambda: (blackjax.build_kernel, {"init_state_fn": norm, **STEPS}),
+    "blackjax.init": lambda: (sampler().init, {"position": POINTS, "rng_key": key()}),
+    "blackjax.retrain": lambda: (
+        blackjax.retrain, {"rng_key": key(), "state": started(), "learner": LEARNER, "num_rounds": 1}
+    ),
+    "blackjax.finalise": lambda: (blackjax.finalise, {"state": started(), "dead": []}),
+    "blackjax.add_modes": lambda: (
+        blackjax.add_modes,
+        {"state": started(), "prior_draws": POINTS, "logprior_fn": norm, "loglikelihood_fn": norm, "max_calls": 20},
+    ),
+}  # fmt: skip
+
+
+@functools.cache
+def shifted_result():
+    return dataclasses.replace(made_result(), log_weights=LOW + 0.1, logZ=-0.4)
+
+
+class WrongCall(NamedTuple):
+    """One argument of one function, and what is given in its place."""
+
+    function: str
+    place: int  # of the argument among all
+    value: str
+
+
+def wrong_calls():
+    """Every argument of every function with every value."""
+    return st.builds(WrongCall, st.sampled_from(sorted(WRONG_CALLS)), st.integers(0, 50), st.sampled_from(sorted(BAD)))
+
+
+def attempt_call(case: WrongCall) -> str:
+    """Make the call, and say whether the value was taken or refused.
+
+    Raises:
+        Exception: If it was refused by an error that does not say what was expected.
+    """
+    function, arguments = WRONG_CALLS[case.function]()
+    name = list(arguments)[case.place % len(arguments)]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # JAX's, of generators
+            function(**arguments | {name: BAD[case.value]()})
+    except (*KINDS, OSError) as error:
+        if not CLEAR.search(str(error)):
+            raise
+        return "clear error"
+    return "taken"
 
 
 # ---- verdicts

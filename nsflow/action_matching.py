@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from nsflow.arguments import part, settle
 from nsflow.base import AbstractBase, Normal
 from nsflow.objective import AbstractFlowObjective, stratified
 from nsflow.path import AbstractPath
@@ -69,6 +70,10 @@ class ActionMatching(AbstractFlowObjective):
 
     path: AbstractPath
     base: AbstractBase = Normal()
+
+    def __post_init__(self) -> None:
+        """Refuse values of another kind, or out of range."""
+        settle(self, {"path": part(AbstractPath), "base": part(AbstractBase)}, "ActionMatching.")
 
     def __call__(self, key: Array, field: Action, rows: Float[Array, "n d"]) -> Float[Array, ""]:
         """Mean of `action_matching` over the minibatch."""

@@ -13,6 +13,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from nsflow.arguments import POSITIVE, real, settle
 from nsflow.precision import standard_promotion
 
 LOG_2PI = math.log(2 * math.pi)
@@ -123,6 +124,18 @@ class EdgedBall(AbstractBase):
     share: float = 0.7
     inflation: float = 1.03
     deviation: float = 1.1
+
+    def __post_init__(self) -> None:
+        """Refuse values of another kind, or out of range."""
+        settle(
+            self,
+            {
+                "share": real(lambda x: 0 < x < 1, "a share between 0 and 1"),
+                "inflation": POSITIVE,
+                "deviation": POSITIVE,
+            },
+            "EdgedBall.",
+        )
 
     def sample(self, key: Array, num_samples: int, num_dims: int) -> Float[Array, "n d"]:
         """Draw points in float32, shape ``(n, d)``."""

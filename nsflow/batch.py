@@ -1,9 +1,12 @@
 """Batches of parameters and of what a likelihood returns, and how messages show them."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from nsflow.arguments import shown
 
 Params = Mapping[str, Any]
 
@@ -64,13 +67,27 @@ def join_values(parts: Sequence[Values]) -> Values:
 
 
 def require_callable(owner: str, function: object) -> Callable[[Any], Any]:
-    """Return a function, or refuse what is none."""
+    """Return a function, or refuse what is none, and what returns no number when it is called."""
     if not callable(function):
         raise TypeError(
-            f"`{owner}` expected a function of one dict of parameters; got {function!r}. "
+            f"`{owner}` expected a function of one dict of parameters; got {shown(function)}. "
             "Give the function itself, not its value."
         )
+    for called in (function, getattr(function, "__call__", None)):  # noqa: B004
+        for kind, is_kind, advice in NO_FUNCTIONS:
+            if is_kind(called):
+                raise TypeError(
+                    f"`{owner}` expected a function that returns a number; got {kind}, {shown(function)}. {advice}"
+                )
     return function
+
+
+NO_FUNCTIONS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("a class", inspect.isclass, "Give an object of it that can be called."),
+    ("a generator function", inspect.isgeneratorfunction, "Write `return` in the place of `yield`."),
+    ("an async function", inspect.iscoroutinefunction, "Write `def` in the place of `async def`."),
+    ("an async generator", inspect.isasyncgenfunction, "Write `def` and `return`."),
+)
 
 
 def name_of(function: Any) -> str:

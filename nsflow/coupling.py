@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nsflow.arguments import POSITIVE, integer, settle
+
 
 class AbstractCoupling(ABC):
     """A joint distribution of base and data whose marginals are theirs."""
@@ -63,6 +65,10 @@ class Sinkhorn(AbstractCoupling):
 
     regularisation: float = 0.02
     num_iterations: int = 100
+
+    def __post_init__(self) -> None:
+        """Refuse values of another kind, or out of range."""
+        settle(self, {"regularisation": POSITIVE, "num_iterations": integer(1, 10**8)}, "Sinkhorn.")
 
     def pair(self, key: Array, x0: Float[Array, "n d"], x1: Float[Array, "n d"]) -> Float[Array, "n d"]:
         """Draw a partner for each data point."""

@@ -15,6 +15,7 @@ from jaxtyping import Array
 from numpyro.distributions import biject_to
 from numpyro.distributions.discrete import HurdleProbs, ZeroInflatedProbs
 
+from nsflow.arguments import require_array
 from nsflow.discrete import Discrete, table
 from nsflow.normal_score import Scores, scores
 from nsflow.parameter import LATENT_EDGE, Bijected, HostNormalScore, NormalScore, Parameter
@@ -188,6 +189,9 @@ def _check_layer(name: str, layer: Any) -> None:
                 f"`Prior` expected a proper distribution for parameter {name!r}; got {_describe(layer)}, "
                 f"which is {reason}."
             )
+    for argument, value in layer.get_args().items():
+        if not isinstance(value, dist.Distribution):
+            require_array(f"`Prior` for `{argument}` of parameter {name!r}", value)
     low, high = getattr(layer, "low", None), getattr(layer, "high", None)
     if low is not None and high is not None and not np.all(np.asarray(low) < np.asarray(high)):
         raise ValueError(

@@ -1,7 +1,7 @@
 """Energy models: a scalar network whose gradient is a score, and whose normalising constant is an evidence."""
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, final, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from nsflow import train
+from nsflow.arguments import instance, part, real, require_cloud, require_key, settle
 from nsflow.gaussian import Gaussian
 from nsflow.objective import AbstractFlowObjective
 from nsflow.path import AbstractPath
@@ -32,6 +33,10 @@ class Conservative(AbstractFlowObjective):
     """
 
     objective: AbstractScoreObjective
+
+    def __post_init__(self) -> None:
+        """Refuse values of another kind, or out of range."""
+        settle(self, {"objective": part(AbstractScoreObjective)}, "Conservative.")
 
     @property
     def path(self) -> AbstractPath:  # type: ignore[override]
@@ -89,6 +94,7 @@ class EnergyModel:
     time: float
     whole: Gaussian
 
+    @no_type_check  # its own messages come before a run-time checker's
     @classmethod
     @standard_promotion
     def fit(
@@ -115,10 +121,13 @@ class EnergyModel:
         Raises:
             TypeError: If the training's objective has no potential.
         """
+        require_key("EnergyModel.fit", key)
+        points, log_weights = require_cloud("EnergyModel.fit", points, log_weights)
+        instance(Training, "an nsflow.Training")("`EnergyModel.fit` for its `training`", training)
+        time = real(lambda t: 0 < t <= 1, "a time above 0, at most 1")("`EnergyModel.fit` for its `time`", time)
         objective = training.objective or Conservative(DenoisingScoreMatching(training.path))
         if not isinstance(objective, Conservative):
             raise TypeError(f"`training.objective` expected a Conservative(...) objective or None; got {objective!r}.")
-        log_weights = np.zeros(len(points)) if log_weights is None else log_weights
         key_split, key_init, key_train, key_score = jax.random.split(key, 4)
         whole = Gaussian.fit(points, log_weights)
         order = np.random.default_rng(np.asarray(jax.random.key_data(key_split))).permutation(len(points))

@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, final
+from typing import Any, final, no_type_check
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float
 
 from nsflow import flow
+from nsflow.arguments import instance, integer, require_key, require_points, settle, several, truth
 from nsflow.evidence import effective_sample_size
 from nsflow.flow import Flow
 from nsflow.gaussian import Gaussian
@@ -17,6 +18,8 @@ from nsflow.proposal import Mixture, Proposal
 from nsflow.pushforward import Pushforward
 from nsflow.train import Training
 from nsflow.wide import Wide
+
+COUNTS = several(integer(1, 10**5), "at least one positive integer", bool)
 
 
 class AbstractEstimator(ABC):
@@ -47,16 +50,19 @@ class AbstractEstimator(ABC):
         """
 
 
+@no_type_check  # its own messages come before a run-time checker's
 @final
 @dataclass(frozen=True)
 class GaussianEstimator(AbstractEstimator):
     """One normal with the points' mean and covariance."""
 
-    def fit(self, key: Array, points: Float[np.ndarray, "n d"], log_weights: Float[np.ndarray, " n"]) -> Gaussian:  # noqa: ARG002
+    def fit(self, key: Array, points: Float[np.ndarray, "n d"], log_weights: Float[np.ndarray, " n"]) -> Gaussian:
         """Fit a density; see :meth:`AbstractEstimator.fit`."""
+        key, points, log_weights = _given("GaussianEstimator", key, points, log_weights)
         return Gaussian.fit(points, log_weights)
 
 
+@no_type_check  # its own messages come before a run-time checker's
 @final
 @dataclass(frozen=True)
 class GaussianMixtureEstimator(AbstractEstimator):
@@ -74,8 +80,13 @@ class GaussianMixtureEstimator(AbstractEstimator):
 
     num_components: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that no mixture could have."""
+        settle(self, {"num_components": COUNTS}, "GaussianMixtureEstimator.")
+
     def fit(self, key: Array, points: Float[np.ndarray, "n d"], log_weights: Float[np.ndarray, " n"]) -> Mixture:
         """Fit a density; see :meth:`AbstractEstimator.fit`."""
+        key, points, log_weights = _given("GaussianMixtureEstimator", key, points, log_weights)
         try:
             from sklearn.mixture import GaussianMixture
         except ImportError as error:
@@ -86,7 +97,8 @@ class GaussianMixtureEstimator(AbstractEstimator):
         whole = Gaussian.fit(points, log_weights)
         white = whole.whiten(resample(rng, points, log_weights))
         seed = int(rng.integers(2**31))
-        sizes = [k for k in self.num_components if k * (white.shape[1] + 1) <= len(white)]
+        num_distinct = len(np.unique(white, axis=0))
+        sizes = [k for k in self.num_components if k * (white.shape[1] + 1) <= len(white) and k <= num_distinct]
         fits = [GaussianMixture(k, reg_covar=1e-4, random_state=seed).fit(white) for k in sizes or [1]]
         best: Any = min(fits, key=lambda fitted: fitted.bic(white))
         scales = whole.scale @ np.linalg.cholesky(best.covariances_)
@@ -96,6 +108,7 @@ class GaussianMixtureEstimator(AbstractEstimator):
         return Mixture(tuple(normals), tuple(weights.tolist()))
 
 
+@no_type_check  # its own messages come before a run-time checker's
 @final
 @dataclass(frozen=True)
 class KernelEstimator(AbstractEstimator):
@@ -107,10 +120,15 @@ class KernelEstimator(AbstractEstimator):
 
     max_centres: int = 5000
 
+    def __post_init__(self) -> None:
+        """Refuse a number that no estimate could have."""
+        settle(self, {"max_centres": integer(2)}, "KernelEstimator.")
+
     def fit(
         self, key: Array, points: Float[np.ndarray, "n d"], log_weights: Float[np.ndarray, " n"]
     ) -> "KernelDensity":
         """Fit a density; see :meth:`AbstractEstimator.fit`."""
+        key, points, log_weights = _given("KernelEstimator", key, points, log_weights)
         rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
         centres, weights = points, np.exp(log_weights - np.max(log_weights))
         if len(points) > self.max_centres:
@@ -154,6 +172,7 @@ class KernelDensity:
         return self.kernels.logpdf(x.T)
 
 
+@no_type_check  # its own messages come before a run-time checker's
 @final
 @dataclass(frozen=True)
 class FlowEstimator(AbstractEstimator):
@@ -167,12 +186,25 @@ class FlowEstimator(AbstractEstimator):
     training: Training = field(default_factory=Training)
     wide: bool = True
 
+    def __post_init__(self) -> None:
+        """Refuse what is no training."""
+        settle(self, {"training": instance(Training, "an nsflow.Training"), "wide": truth}, "FlowEstimator.")
+
     def fit(
         self, key: Array, points: Float[np.ndarray, "n d"], log_weights: Float[np.ndarray, " n"]
     ) -> Flow | Pushforward | Wide:
         """Fit a density; see :meth:`AbstractEstimator.fit`."""
+        key, points, log_weights = _given("FlowEstimator", key, points, log_weights)
         fitted, _ = flow.fit(key, points, log_weights, training=self.training)
         return Wide(fitted) if self.wide and isinstance(fitted, Flow) else fitted
+
+
+def _given(owner: str, key: Any, points: Any, log_weights: Any) -> tuple[Array, np.ndarray, np.ndarray]:
+    """The arguments of a fit, checked."""
+    key, (points, log_weights) = require_key(owner, key), require_points(owner, points, log_weights)
+    if not np.any(log_weights > -np.inf):
+        raise ValueError(f"`{owner}` expected at least one point of positive weight; got {len(points)} without any.")
+    return key, points, log_weights
 
 
 def resample(

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,16 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from nsflow import train
+from nsflow.arguments import (
+    POSITIVE,
+    instance,
+    integer,
+    require_array,
+    require_cloud,
+    require_count,
+    require_key,
+    shown,
+)
 from nsflow.base import Normal
 from nsflow.gaussian import Gaussian, Preimage
 from nsflow.objective import FlowMatching
@@ -72,6 +82,7 @@ class Flow:
     num_steps: Any
     width: float = 1.0
 
+    @no_type_check  # its own messages come before a run-time checker's
     @classmethod
     def from_velocity(cls, velocity: Callable[[Array, Array], Array], num_dims: int, *, num_steps: int = 8) -> "Flow":
         """Flow of a given field from the standard normal, without whitening.
@@ -83,14 +94,25 @@ class Flow:
 
         Returns:
             The flow.
+
+        Raises:
+            TypeError: If `velocity` cannot be called.
+            ValueError: If `num_dims` or `num_steps` is no such number.
         """
+        if not callable(velocity):
+            raise TypeError(f"`Flow.from_velocity` expected a function of time and point; got {shown(velocity)}.")
+        num_dims = integer(1, 10**5)("`Flow.from_velocity` for its `num_dims`", num_dims)
+        num_steps = integer(0, 10**6)("`Flow.from_velocity` for its `num_steps`", num_steps)
         return cls(as_velocity(velocity), np.zeros(num_dims), np.eye(num_dims), np.int32(num_steps))
 
     @property
     def num_dims(self) -> int:
         """Dimension d of the points."""
-        return self.mean.shape[0]
+        if np.ndim(self.mean) != 1:
+            raise ValueError(f"`Flow` expected `mean` to be an array of shape (d,); got {shown(self.mean)}.")
+        return np.shape(self.mean)[0]
 
+    @no_type_check  # its own messages come before a run-time checker's
     def sample(self, key: Array, num_samples: int) -> Float[Array | np.ndarray, "n d"]:
         """Draw points.
 
@@ -100,9 +122,14 @@ class Flow:
 
         Returns:
             The points, shape ``(n, d)``.
+
+        Raises:
+            TypeError: If `key` is no JAX random key.
+            ValueError: If `num_samples` is not a natural number, or so many do not fit in memory.
         """
         return self.forward(_base(key, num_samples, self.num_dims))
 
+    @no_type_check
     def log_prob(self, x: Float[Any, "n d"]) -> Float[Array | np.ndarray, " n"]:
         """Exact log-density of the map that `sample` applies.
 
@@ -111,9 +138,14 @@ class Flow:
 
         Returns:
             Log-densities in nats, shape ``(n,)``; NaN where the inverse was not found, never a guess.
+
+        Raises:
+            TypeError: If `x` is no array of real numbers.
+            ValueError: If its shape is another.
         """
         return self.inverse(x).log_prob
 
+    @no_type_check
     def sample_and_log_prob(
         self, key: Array, num_samples: int
     ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, " n"]]:
@@ -127,6 +159,10 @@ class Flow:
             ``(x, log_q)``: points, shape ``(n, d)``, and log-densities in nats, shape ``(n,)``. The density is NaN
             where the inverse does not lead back to the draw's own base point: the discrete map folds there. Dropping
             such draws (weight zero) keeps importance estimates exact, for `log_prob` describes the others alone.
+
+        Raises:
+            TypeError: If `key` is no JAX random key.
+            ValueError: If `num_samples` is not a natural number, or so many do not fit in memory.
         """
         z = _base(key, num_samples, self.num_dims)
         x = self.forward(z)
@@ -134,10 +170,12 @@ class Flow:
         recovered = np.max(np.abs(preimage.z - z), axis=1) < 1e-3
         return np.asarray(x), np.where(recovered, preimage.log_prob, np.nan)
 
+    @no_type_check
     def forward(self, z: Float[Any, "n d"]) -> Float[Array | np.ndarray, "n d"]:
         """Carry base points to the data, shape ``(n, d)`` to ``(n, d)``."""
         return _by_chunks(_forward, self, z)
 
+    @no_type_check
     def inverse(self, x: Float[Any, "n d"], max_steps: int = MAX_NEWTON, is_wanted: Any = None) -> Preimage:
         """Carry points back to the base, with the log-determinant of the way forward; NaN after `max_steps` of Newton.
 
@@ -146,6 +184,7 @@ class Flow:
         """
         if isinstance(x, Tracer):
             return _inverse(self, x, np.int32(max_steps), is_wanted)
+        max_steps = integer(1, 10**6)("`Flow.inverse` for its `max_steps`", max_steps)
         quick = _by_chunks(partial(_inverse, max_steps=np.int32(1)), self, x)
         hard = np.flatnonzero(np.isnan(quick.log_det))
         if len(hard) == 0:
@@ -157,8 +196,10 @@ class Flow:
         return quick
 
 
+@no_type_check
 def _base(key: Array, num_samples: int, num_dims: int) -> np.ndarray:
     """Standard normal points; the first n do not depend on how many follow. A float32 map sees each as it is."""
+    key, num_samples = require_key("Flow", key), require_count("Flow", num_samples, num_dims)
     return np.random.default_rng(np.asarray(jax.random.key_data(key))).normal(size=(num_samples, num_dims))
 
 
@@ -166,10 +207,28 @@ def _by_chunks(function: Callable, flow: Flow, x: Any) -> Any:
     """Apply a jitted function to chunks of one size."""
     if isinstance(x, Tracer):
         return function(flow, x)
-    x = np.asarray(x)
+    _check_parts(flow)
+    dtype = getattr(x, "dtype", None)
+    x = require_array("`Flow` for its points", x)
+    x = x.astype(dtype) if dtype in (np.float32, np.float16) else x  # precision is the caller's
     if x.ndim != 2 or x.shape[1] != flow.num_dims:
         raise ValueError(f"`Flow` expected points of shape (n, {flow.num_dims}); got {x.shape}. Add the leading axis.")
     return by_chunks(partial(function, flow), x, CHUNK)
+
+
+def _check_parts(flow: Flow) -> None:
+    """Refuse a flow that was put together wrongly; its constructor sees the tracers of JAX as well."""
+    num_dims = flow.num_dims
+    require_array("`Flow` for its `mean`", flow.mean)
+    if require_array("`Flow` for its `scale`", flow.scale).shape != (num_dims, num_dims):
+        raise ValueError(f"`Flow` expected `scale` of shape {(num_dims, num_dims)}; got {np.shape(flow.scale)}.")
+    integer(0, 10**6)("`Flow` for its `num_steps`", flow.num_steps)
+    POSITIVE("`Flow` for its `width`", flow.width)
+    is_tree = all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(flow.velocity))
+    if not (callable(flow.velocity) and is_tree):
+        raise TypeError(
+            f"`Flow` expected a callable pytree as `velocity`; got {shown(flow.velocity)}. Use `Flow.from_velocity`."
+        )
 
 
 # ------------------------------------------------------------- the discrete map, written for one point
@@ -283,6 +342,7 @@ class FlowInfo(NamedTuple):
     log_prob: float  # weighted mean log-density of the held-out points, in nats
 
 
+@no_type_check  # its own messages come before a run-time checker's
 @float64
 def fit(
     key: Array,
@@ -308,8 +368,9 @@ def fit(
         base of its own, and what happened. Both have ``sample``, ``log_prob`` and ``sample_and_log_prob``.
 
     Raises:
-        ValueError: If the points are not a finite ``(n, d)`` array with more rows of positive weight than columns, or
-            the weights do not match them.
+        TypeError: If the key, the points or the training are of the wrong kind.
+        ValueError: If the points are not a finite ``(n, d)`` array with more rows of positive weight than columns, the
+            weights do not match them, or points of these weights have no covariance, as where one weight dominates.
 
     Example:
         >>> points = np.random.default_rng(0).normal(3.0, 2.0, (500, 1))
@@ -318,7 +379,9 @@ def fit(
         >>> x.shape, log_q.shape
         ((5, 1), (5,))
     """
-    points, log_weights = _check(points, log_weights)
+    require_key("fit", key)
+    instance(Training, "an nsflow.Training")("`fit` for its `training`", training)
+    points, log_weights = require_cloud("fit", points, log_weights)
     key_split, key_init, key_train = jax.random.split(key, 3)
     objective = training.objective or FlowMatching(training.path)
     base = getattr(objective, "base", Normal())
@@ -327,7 +390,7 @@ def fit(
         whole = Gaussian(np.zeros_like(whole.mean), np.eye(whole.num_dims))
     white = whole.whiten(points)
     order = np.random.default_rng(np.asarray(jax.random.key_data(key_split))).permutation(len(points))
-    num_held_out = min(CHUNK, int(training.held_out * len(points)))
+    num_held_out = min(CHUNK, max(1, int(training.held_out * len(points))))
     held_out, kept = order[:num_held_out], order[num_held_out:]
     weights = _normalise(log_weights[held_out])
 
@@ -377,29 +440,3 @@ def _refine(flow: Flow, best: float, score: Callable[[Flow], float]) -> tuple[Fl
 def _normalise(log_weights: np.ndarray) -> np.ndarray:
     weights = np.exp(log_weights - np.max(log_weights))
     return weights / np.sum(weights)
-
-
-def _check(points: Any, log_weights: Any) -> tuple[np.ndarray, np.ndarray]:
-    points = np.asarray(points, np.float64)
-    if points.ndim != 2:
-        raise ValueError(f"`fit` expected `points` of shape (n, d); got {points.shape}. One row is one sample.")
-    if not np.all(np.isfinite(points)):
-        bad = int(np.flatnonzero(~np.isfinite(points).all(axis=1))[0])
-        raise ValueError(f"`fit` expected finite `points`; row {bad} is {points[bad]}. Drop such rows.")
-    log_weights = np.zeros(len(points)) if log_weights is None else np.asarray(log_weights, np.float64)
-    if log_weights.shape != (len(points),):
-        raise ValueError(
-            f"`fit` expected `log_weights` of shape ({len(points)},), one for each point; got {log_weights.shape}."
-        )
-    if np.any(np.isnan(log_weights)) or np.any(log_weights == np.inf):
-        raise ValueError("`fit` expected `log_weights` in nats, finite or -inf; got NaN or +inf. Drop such points.")
-    kept = log_weights > -np.inf
-    points, log_weights = points[kept], log_weights[kept]
-    if len(points) <= points.shape[1]:
-        raise ValueError(
-            f"`fit` needs more points of positive weight than dimensions; got {len(points)} in {points.shape[1]}-d."
-        )
-    if np.any(np.ptp(points, axis=0) == 0):
-        constant = int(np.flatnonzero(np.ptp(points, axis=0) == 0)[0])
-        raise ValueError(f"`fit` expected columns that vary; column {constant} of `points` is constant. Leave it out.")
-    return points, log_weights

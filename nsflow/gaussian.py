@@ -57,6 +57,9 @@ class Gaussian:
 
         Returns:
             The Gaussian.
+
+        Raises:
+            ValueError: If points of these weights have no covariance, as where one weight dominates.
         """
         log_weights = np.zeros(len(points)) if log_weights is None else log_weights
         weights = np.exp(log_weights - np.max(log_weights))
@@ -69,7 +72,15 @@ class Gaussian:
         # true correlation of 0.999 survives 500 points.
         shrinkage = min(1.0, (points.shape[1] * np.sum(weights**2)) ** 2)
         covariance += shrinkage * (np.diag(np.diag(covariance)) - covariance)
-        return cls(mean, frame @ np.linalg.cholesky(covariance))
+        try:
+            return cls(mean, frame @ np.linalg.cholesky(covariance))
+        except np.linalg.LinAlgError as error:
+            raise ValueError(
+                "The fit of a normal expected points whose weighted covariance is positive definite; got one that is "
+                f"not: the largest weight is {np.max(weights):.6g} of all, and {1 / np.sum(weights**2):.1f} of "
+                f"{len(points)} points are effective in {points.shape[1]} dimensions. Give more points of comparable "
+                "weight, and no column that follows from others."
+            ) from error
 
     def whiten(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
         """Map points to where the Gaussian is N(0, I)."""

@@ -10,11 +10,16 @@ from typing import Any, final
 
 import numpy as np
 
+from nsflow.arguments import integer, optional, real, truth
 from nsflow.arithmetic import callers_arithmetic
 from nsflow.batch import Values, join_values, name_of, num_points, require_callable, rows, show, show_shapes, split
 from nsflow.failure import Failure, LikelihoodError, Lost, describe, explain, portable
 from nsflow.interrupt import leave_to_parent
 from nsflow.workers import Workers
+
+NUM_CHUNKS = optional(integer(1, advice="Give the number of workers of the pool."))
+RETRIES = integer(0, advice="Give how often a failing call is made again; 0 for never.")
+SECONDS = optional(real(lambda seconds: 0 < seconds < np.inf, "a positive number of seconds"))
 
 
 @final
@@ -37,7 +42,7 @@ class HostLikelihood:
         retries: How often a call that raised, or whose worker died or hung, is made again before it is reported.
 
     Raises:
-        TypeError: If `function` cannot be called, or `pool` is no pool.
+        TypeError: If `function` is none that returns a number, `vectorized` not a truth value, or `pool` no pool.
         ValueError: If `num_chunks` is not a positive integer, `retries` not a natural number, or `timeout` not a
             positive number or set without a pool that can give up a call.
 
@@ -52,7 +57,7 @@ class HostLikelihood:
     vectorized: bool
     pool: Any
     num_chunks: int | None
-    timeout: float | None
+    timeout: int | float | None
     retries: int
     workers: Workers | None
 
@@ -60,20 +65,24 @@ class HostLikelihood:
         self,
         function: object,
         *,
-        vectorized: bool = False,
+        vectorized: Any = False,
         pool: Any = None,
         num_chunks: Any = None,
         timeout: Any = None,
         retries: Any = 2,
     ) -> None:
         function = require_callable("HostLikelihood", function)
-        if num_chunks is not None:
-            num_chunks = _integer("num_chunks", num_chunks, 1, "Give the number of workers of the pool.")
-        retries = _integer("retries", retries, 0, "Give how often a failing call is made again; 0 for never.")
-        if timeout is not None:
-            timeout = _seconds(timeout, pool)
+        vectorized = truth("`HostLikelihood` for its `vectorized`", vectorized)
+        num_chunks = NUM_CHUNKS("`HostLikelihood` for its `num_chunks`", num_chunks)
+        retries = RETRIES("`HostLikelihood` for its `retries`", retries)
+        timeout = SECONDS("`HostLikelihood` for its `timeout`", timeout)
+        if timeout is not None and pool is None:
+            raise ValueError(
+                f"`HostLikelihood` expected a `pool` beside `timeout`={timeout}: a call in this process cannot be "
+                "given up. Give for instance `pool=multiprocessing.Pool`."
+            )
         workers = None if pool is None else Workers(pool, timeout)
-        values = function, num_chunks, pool, retries, timeout, bool(vectorized), workers
+        values = function, num_chunks, pool, retries, timeout, vectorized, workers
         for name, value in zip(self.__slots__, values, strict=True):
             object.__setattr__(self, name, value)
 
@@ -296,22 +305,3 @@ def _read(output: Any) -> np.ndarray:
     if array.dtype.kind not in "fiu":
         return array
     return np.where(is_masked, np.nan, array.astype(np.float64))
-
-
-def _integer(name: str, value: Any, smallest: int, advice: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < smallest:
-        raise ValueError(
-            f"`HostLikelihood` expected an integer of at least {smallest} as `{name}`; got {value!r}. {advice}"
-        )
-    return int(value)
-
-
-def _seconds(timeout: Any, pool: Any) -> float:
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float | np.number) or not 0 < timeout < np.inf:
-        raise ValueError(f"`HostLikelihood` expected a positive number of seconds as `timeout`; got {timeout!r}.")
-    if pool is None:
-        raise ValueError(
-            f"`HostLikelihood` expected a `pool` beside `timeout`={timeout}: a call in this process cannot be given "
-            "up. Give for instance `pool=multiprocessing.Pool`."
-        )
-    return float(timeout)

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
+from nsflow.arguments import shown
 from nsflow.batch import (
     Params,
     Values,
@@ -65,7 +66,7 @@ class JaxLikelihood:
         function = require_callable("JaxLikelihood", function)
         if mesh is not None and not isinstance(mesh, Mesh):
             raise TypeError(
-                f"`JaxLikelihood` expected a `mesh` of devices; got {mesh!r}. Write for instance "
+                f"`JaxLikelihood` expected a `mesh` of devices; got {shown(mesh)}. Write for instance "
                 '`jax.make_mesh((jax.local_device_count(),), ("points",))`.'
             )
         object.__setattr__(self, "function", function)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nsflow.arguments import integer, part, settle
 from nsflow.base import Normal
 from nsflow.objective import AbstractFlowObjective
 from nsflow.ode import integrate
@@ -35,6 +36,10 @@ class MaximumLikelihood(AbstractFlowObjective):
 
     path: AbstractPath
     num_steps: int = 6
+
+    def __post_init__(self) -> None:
+        """Refuse values of another kind, or out of range."""
+        settle(self, {"path": part(AbstractPath), "num_steps": integer(1, 10**6)}, "MaximumLikelihood.")
 
     def __call__(self, key: Array, field: Callable[[Array, Array], Array], rows: Float[Array, "n d"]) -> Array:  # noqa: ARG002
         """Mean over the minibatch, nats a dimension."""

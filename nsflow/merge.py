@@ -7,6 +7,7 @@ from typing import Any, no_type_check
 
 import numpy as np
 
+from nsflow.arguments import instance, shown
 from nsflow.checkpoint import load_state
 from nsflow.evidence import Evidence, effective_sample_size, pareto_khat
 from nsflow.fresh import Batches, pool
@@ -77,10 +78,11 @@ def merge(
     References:
         Veach & Guibas (1995), *Optimally Combining Sampling Techniques for Monte Carlo Rendering*, Eq. 9.
     """
-    if isinstance(runs, str | os.PathLike | Results) or len(runs) < 2:
+    if isinstance(runs, str | bytes) or not isinstance(runs, Sequence) or len(runs) < 2:
         raise ValueError(
-            f"`merge` expected at least two runs; got {runs!r}. Give a list of results, or of checkpoints."
+            f"`merge` expected at least two runs; got {shown(runs)}. Give a list of results, or of checkpoints."
         )
+    instance(Settings, "nsflow.Settings")("`merge` for its `settings`", settings)
     if all(isinstance(run, Results) for run in runs):
         return _pooled(runs)
     if not all(isinstance(run, str | os.PathLike) for run in runs):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nsflow.arguments import part, settle
 from nsflow.base import AbstractBase, Normal
 from nsflow.coupling import AbstractCoupling, Independent
 from nsflow.path import AbstractPath
@@ -113,6 +114,14 @@ class FlowMatching(AbstractFlowObjective):
     path: AbstractPath
     base: AbstractBase = Normal()
     coupling: AbstractCoupling = Independent()
+
+    def __post_init__(self) -> None:
+        """Refuse parts of another kind."""
+        settle(
+            self,
+            {"path": part(AbstractPath), "base": part(AbstractBase), "coupling": part(AbstractCoupling)},
+            "FlowMatching.",
+        )
 
     def __call__(self, key: Array, field: Velocity, rows: Float[Array, "n d"]) -> Float[Array, ""]:
         """Mean of `flow_matching` over the minibatch."""

@@ -11,6 +11,7 @@ from jax.scipy.linalg import solve_triangular
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
+from nsflow.arguments import instance, integer, optional, part, real, settle
 from nsflow.base import AbstractBase, EdgedBall
 from nsflow.ellipsoids import Ellipsoids, around
 from nsflow.flow import Flow
@@ -58,6 +59,20 @@ class Placed(NamedTuple):
     log_prob: Float[Array, " n"]  # that of the draws, those from ellipsoids included, nats
 
 
+RULES = {
+    "architecture": optional(part(Architecture)),
+    "path": part(AbstractPath),
+    "base": part(AbstractBase),
+    **dict.fromkeys(("num_steps", "first_rounds", "num_rounds", "batch_size", "pool_size"), integer(1, 10**6)),
+    "learning_rate": real(lambda x: 0 < x <= 100, "a positive number of at most 100"),
+    "ema": real(lambda x: 0 <= x < 1, "a number from 0 to below 1"),
+    "emphasis": real(lambda x: 0 <= x <= 100, "an exponent of 0 to 100"),
+    "max_integration_steps": integer(1, 10**6),
+    "ellipsoid_share": real(lambda x: 0 <= x < 1, "a share from 0 to below 1"),
+    "mesh": optional(instance(Mesh, "a jax.sharding.Mesh")),
+}
+
+
 @dataclass(frozen=True)
 class Learner:
     r"""How a flow learns the prior within a rising likelihood contour.
@@ -95,7 +110,8 @@ class Learner:
         mesh: Devices that share the draws along its first axis; all on one if left out.
 
     Raises:
-        ValueError: If `ellipsoid_share` is not a share below one, or `emphasis` is negative.
+        TypeError: If a part is of another kind.
+        ValueError: If a number is out of range.
     """
 
     architecture: Architecture | None = None
@@ -114,10 +130,8 @@ class Learner:
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ellipsoid_share < 1:
-            raise ValueError(f"`ellipsoid_share` expected a share from 0 to below 1; got {self.ellipsoid_share}.")
-        if not 0 <= self.emphasis < math.inf:
-            raise ValueError(f"`emphasis` expected an exponent of 0 or more; got {self.emphasis}.")
+        """Refuse values that no training could use."""
+        settle(self, RULES)
 
     def init(self, key: Array, live: Draws) -> Online:
         """Whiten the first live points, which are draws of the prior; `train` has everything else to learn.

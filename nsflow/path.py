@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nsflow.arguments import real, settle
+
 
 class AbstractPath(ABC):
     r"""An affine path between independent ends, :math:`x_t = \alpha(t)\,x_1 + \sigma(t)\,x_0`.
@@ -158,6 +160,10 @@ class LinearPath(AbstractPath):
     """
 
     noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse a noise that no path could have."""
+        settle(self, {"noise": real(lambda x: 0 <= x < 1, "a number from 0 to below 1")}, "LinearPath.")
 
     def alpha(self, t: Float[Array, ""]) -> Float[Array, ""]:
         """Grow linearly."""

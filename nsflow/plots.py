@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, no_type_check
 
 import numpy as np
 from matplotlib import rc_context
@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from scipy.stats import gaussian_kde
 
+from nsflow.arguments import instance, texts, truth
 from nsflow.arithmetic import with_own_arithmetic
 from nsflow.evidence import pareto_tail
 from nsflow.results import MAX_PLOT_PARAMS, Results
@@ -66,6 +67,7 @@ def _style(dark: bool) -> Iterator[tuple[str, str, str]]:
         yield (SKY, ORANGE, GREEN) if dark else (BLUE, VERMILLION, GREEN)
 
 
+@no_type_check  # its own messages come before a run-time checker's
 @with_own_arithmetic
 def triangle(result: Results, params: Sequence[str] | None = None, dark: bool = False) -> Figure:
     """Plot the posterior: densities of each parameter, and of each pair their 68 % and 95 % regions.
@@ -81,12 +83,13 @@ def triangle(result: Results, params: Sequence[str] | None = None, dark: bool = 
     Raises:
         ValueError: If a name is not a column, a column is not a number somewhere, or no draw has a weight.
     """
+    _check("triangle", result, dark)
     from anesthetic import make_2d_axes
     from anesthetic.plot import kde_contour_plot_2d, kde_plot_1d
 
     draws = result.posterior(min(max(int(result.ess), 1000), MAX_KERNELS))
     known = [name for name in result.names if np.isfinite(draws[name]).all()]  # what a likelihood derives may be NaN
-    names = known[:MAX_PLOT_PARAMS] if params is None else list(params)
+    names = known[:MAX_PLOT_PARAMS] if params is None else list(texts("`params`", params))
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise ValueError(f"`params` expected names among {tuple(known)}; got {unknown or names}.")
@@ -114,6 +117,11 @@ def triangle(result: Results, params: Sequence[str] | None = None, dark: bool = 
     return figure
 
 
+def _check(owner: str, result: Any, dark: Any) -> None:
+    instance(Results, "an nsflow.Results")(f"`{owner}`", result)
+    truth(f"`{owner}` for its `dark`", dark)
+
+
 def _bandwidth_scale(values: np.ndarray) -> float:
     """Kernel width over Scott's that gives held-out draws the best density: his is one mode's, and blurs several."""
     distinct = np.random.default_rng(0).permutation(np.unique(values))[:2000]
@@ -129,6 +137,7 @@ def _bandwidth_scale(values: np.ndarray) -> float:
     return SCALES[int(np.argmax(np.array(scores) - 0.02 * np.arange(len(SCALES))))]
 
 
+@no_type_check  # its own messages come before a run-time checker's
 @with_own_arithmetic
 def trace(result: Results, dark: bool = False) -> Figure:
     """Plot the run step by step: contour, evidence, effective sample size, likelihood calls and time; phases shaded.
@@ -143,6 +152,7 @@ def trace(result: Results, dark: bool = False) -> Figure:
     Raises:
         ValueError: If the result has no trace.
     """
+    _check("trace", result, dark)
     if not result.trace:
         raise ValueError("`trace` expected a result with a trace; this one has none: it was not made by `nsflow.run`.")
     column = {name: np.array([step.get(name, np.nan) for step in result.trace], float) for name in TRACED}
@@ -219,6 +229,7 @@ def _shade_phases(panels: Sequence[Axes], phases: Sequence[str]) -> None:
     panels[0].legend(handles=patches, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(patches), borderaxespad=0.2)
 
 
+@no_type_check  # its own messages come before a run-time checker's
 @with_own_arithmetic
 def weights(result: Results, dark: bool = False) -> Figure:
     """Plot the importance weights, sorted, and their tail with the generalised Pareto distribution of k-hat.
@@ -233,6 +244,7 @@ def weights(result: Results, dark: bool = False) -> Figure:
     Raises:
         ValueError: If no draw has a weight.
     """
+    _check("weights", result, dark)
     alive = result.log_weights[np.isfinite(result.log_weights)]
     if len(alive) == 0:
         raise ValueError("`weights` expected at least one draw of positive weight; all have weight zero.")
@@ -275,6 +287,7 @@ def weights(result: Results, dark: bool = False) -> Figure:
     return figure
 
 
+@no_type_check  # its own messages come before a run-time checker's
 @with_own_arithmetic
 def levels(result: Results, dark: bool = False) -> Figure:
     r"""Plot the likelihood against the prior volume X above it, and the posterior mass per nat of log X.
@@ -291,6 +304,7 @@ def levels(result: Results, dark: bool = False) -> Figure:
     Raises:
         ValueError: If no draw has a weight, or no volumes are known; see :meth:`Results.to_nested_samples`.
     """
+    _check("levels", result, dark)
     nested = result.to_nested_samples()
     depth, log_likelihood = -nested.logX().to_numpy(), nested["logL"].to_numpy()
     mass = nested.get_weights() / nested.get_weights().sum()

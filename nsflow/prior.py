@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, Protocol, final, no_type_check, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
+from nsflow.arguments import require_array, require_count, require_key, shown
 from nsflow.cube import Cube
 from nsflow.discrete import Discrete
 from nsflow.distribution import as_parameter
@@ -90,13 +91,14 @@ class Prior:
     def __init__(self, distributions: object, labels: object = None) -> None:
         if not isinstance(distributions, Mapping):
             raise TypeError(
-                f"`Prior` expected a dict of parameter names and distributions; got {distributions!r}. "
+                f"`Prior` expected a dict of parameter names and distributions; got {shown(distributions)}. "
                 "Write `Prior({'a': numpyro.distributions.Normal(0, 1)})`."
             )
         if not distributions:
             raise ValueError("`Prior` expected at least one parameter; got an empty dict. Give each parameter a prior.")
-        for name in distributions:
+        for name, value in distributions.items():
             _check_name(name)
+            _check_frozen(name, value)
         source = Joint({name: as_parameter(name, value) for name, value in distributions.items()})
         self._set(source, labels, (Prior, (dict(distributions), labels)))
 
@@ -230,6 +232,7 @@ class Prior:
         parts = [getattr(p, "is_periodic", np.zeros(p.num_dims, bool)) for p in self._parameters.values()]
         return np.concatenate(parts)
 
+    @no_type_check
     def step_widths(self, z: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
         r"""Widths of Gaussians with the prior mass of the discrete values at a point; one for continuous coordinates.
 
@@ -241,6 +244,7 @@ class Prior:
         Returns:
             The widths in latent units, shape ``(d,)``.
         """
+        z = self._vector(z, "latent point")
         starts = np.cumsum([0, *(p.num_dims for p in self._parameters.values())])
         blocks = ((p, z[i : i + p.num_dims]) for p, i in zip(self._parameters.values(), starts, strict=False))
         return np.concatenate([p.step_widths(b) if isinstance(p, Discrete) else np.ones(len(b)) for p, b in blocks])
@@ -250,6 +254,7 @@ class Prior:
         """Turns of the periodic coordinates, in [0, 1); zero for the others."""
         return np.concatenate([getattr(p, "phases", np.zeros(p.num_dims)) for p in self._parameters.values()])
 
+    @no_type_check
     @float64
     def turn(self, phases: Float[np.ndarray, " d"]) -> "Prior":
         """The same prior, whose periodic coordinates are cut open elsewhere.
@@ -260,6 +265,7 @@ class Prior:
         Returns:
             A prior of the same density whose latent vectors mean other places on the circles.
         """
+        phases = self._vector(phases, "phases")
         starts = np.cumsum([0, *(p.num_dims for p in self._parameters.values())])
         turned: dict[str, Any] = {
             name: p.turned(phases[i : i + p.num_dims]) if hasattr(p, "turned") else p
@@ -283,6 +289,7 @@ class Prior:
     def __repr__(self) -> str:
         return f"Prior(names={self.names}, num_dims={self.num_dims})"
 
+    @no_type_check  # its own messages come before a run-time checker's
     @float64
     def sample(self, key: Array, num_samples: int) -> dict[str, Float[Array | np.ndarray, "..."]]:
         """Draw from the prior: the same points as `latent_sample` with the same key.
@@ -293,9 +300,14 @@ class Prior:
 
         Returns:
             Parameters, each of shape ``(n, *shape)``.
-        """
-        return self._run["sample"](key, num_samples)
 
+        Raises:
+            TypeError: If `key` is no JAX random key.
+            ValueError: If `num_samples` is not a natural number, or so many do not fit in memory.
+        """
+        return self._run["sample"](*self._draws(key, num_samples))
+
+    @no_type_check  # its own messages come before a run-time checker's
     @float64
     def latent_sample(self, key: Array, num_samples: int) -> Float[Array | np.ndarray, "n d"]:
         """Draw from the prior, in the latent space.
@@ -306,9 +318,14 @@ class Prior:
 
         Returns:
             Latent points, shape ``(n, d)``.
-        """
-        return self._run["latent_sample"](key, num_samples)
 
+        Raises:
+            TypeError: If `key` is no JAX random key.
+            ValueError: If `num_samples` is not a natural number, or so many do not fit in memory.
+        """
+        return self._run["latent_sample"](*self._draws(key, num_samples))
+
+    @no_type_check
     @float64
     def forward(self, z: Float[Array | np.ndarray, "*batch d"]) -> dict[str, Float[Array | np.ndarray, "..."]]:
         """Map latent points to parameters.
@@ -325,6 +342,7 @@ class Prior:
         flat, batch = self._latent(z)
         return {name: x.reshape((*batch, *x.shape[1:])) for name, x in self._run["forward"](flat).items()}
 
+    @no_type_check
     @float64
     def inverse(self, params: Params) -> Float[Array | np.ndarray, "*batch d"]:
         """Map parameters to latent points.
@@ -341,6 +359,7 @@ class Prior:
         flat, batch = self._params(params)
         return self._run["inverse"](flat).reshape((*batch, self.num_dims))
 
+    @no_type_check
     @float64
     def log_prob(self, params: Params) -> Float[Array | np.ndarray, "*batch"]:
         """Log density of the parameters, in nats.
@@ -357,6 +376,7 @@ class Prior:
         flat, batch = self._params(params)
         return self._run["log_prob"](flat).reshape(batch)
 
+    @no_type_check
     @float64
     def latent_log_prob(self, z: Float[Array | np.ndarray, "*batch d"]) -> Float[Array | np.ndarray, "*batch"]:
         """Log density of the prior in the latent space, in nats; N(0, I) unless a parameter has no quantile function.
@@ -373,6 +393,7 @@ class Prior:
         flat, batch = self._latent(z)
         return self._run["latent_log_prob"](flat).reshape(batch)
 
+    @no_type_check
     @float64
     def flatten(self, params: Params) -> Float[np.ndarray, "n columns"]:
         """Lay the parameters out as the columns `names`.
@@ -387,24 +408,37 @@ class Prior:
             ValueError: If parameters are missing, unknown or of the wrong shape.
         """
         flat, _ = self._params(params)
-        return np.concatenate([np.asarray(x).reshape(len(x), -1) for x in flat.values()], axis=1)
+        return np.concatenate([np.asarray(x).reshape(len(x), math.prod(x.shape[1:])) for x in flat.values()], axis=1)
+
+    def _draws(self, key: Any, num_samples: Any) -> tuple[Any, int]:
+        return require_key("Prior", key), require_count("Prior", num_samples, self.num_dims)
+
+    def _vector(self, value: Any, what: str) -> np.ndarray:
+        array = require_array(f"`Prior` for its {what}", value)
+        if array.shape != (self.num_dims,):
+            raise ValueError(f"`Prior` expected {what} of shape ({self.num_dims},); got {array.shape}.")
+        return array
 
     def _latent(self, z: Any) -> tuple[Any, tuple[int, ...]]:
-        z = _float64(z)
+        z = _float64(z, "latent points")
         if z.shape[-1:] != (self.num_dims,):
             raise ValueError(
                 f"`Prior` expected latent points of shape (..., {self.num_dims}); got shape {z.shape}. "
                 "The last axis is the latent vector."
             )
-        return z.reshape((-1, self.num_dims)), z.shape[:-1]
+        return z.reshape((math.prod(z.shape[:-1]), self.num_dims)), z.shape[:-1]
 
-    def _params(self, params: Params) -> tuple[dict[str, Any], tuple[int, ...]]:
+    def _params(self, params: Any) -> tuple[dict[str, Any], tuple[int, ...]]:
         """Check the names and shapes and give all parameters one batch axis, in the prior's order."""
+        if not isinstance(params, Mapping):
+            raise TypeError(
+                f"`Prior` expected a dict with values of the parameters {list(self.shapes)}; got {shown(params)}."
+            )
         if set(params) != set(self.shapes):
             raise ValueError(
                 f"`Prior` expected values of the parameters {list(self.shapes)}; got {list(params)}. Give each one."
             )
-        arrays = {name: _float64(params[name]) for name in self.shapes}
+        arrays = {name: _float64(params[name], f"parameter {name!r}") for name in self.shapes}
         batches = set()
         for name, shape in self.shapes.items():
             cut = arrays[name].ndim - len(shape)
@@ -424,8 +458,8 @@ class Prior:
         return {name: x.reshape((size, *self.shapes[name])) for name, x in arrays.items()}, batch
 
 
-def _float64(x: Any) -> Any:
-    return x.astype(jnp.float64) if isinstance(x, Tracer) else np.asarray(x, np.float64)
+def _float64(x: Any, what: str) -> Any:
+    return x.astype(jnp.float64) if isinstance(x, Tracer) else require_array(f"`Prior` for its {what}", x)
 
 
 def _compiled(source: Map) -> dict[str, Callable[..., Any]]:
@@ -483,6 +517,13 @@ def _check_name(name: Any) -> None:
         raise TypeError(f"`Prior` expected strings as parameter names; got {name!r}. Quote the name.")
     if not name.strip():
         raise ValueError(f"`Prior` expected non-empty parameter names; got {name!r}. Name the parameter.")
+
+
+def _check_frozen(name: str, distribution: Any) -> None:
+    """Refuse a frozen scipy distribution whose arguments are no numbers: scipy reads them when it is asked."""
+    given = (*getattr(distribution, "args", ()), *getattr(distribution, "kwds", {}).values())
+    for value in given if hasattr(distribution, "dist") else ():
+        require_array(f"`Prior` for the arguments of parameter {name!r}", value)
 
 
 def _check_columns(names: tuple[str, ...]) -> None:

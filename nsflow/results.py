@@ -2,13 +2,29 @@
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, no_type_check
 
 import numpy as np
 from jaxtyping import Float64
 
 from nsflow import files
+from nsflow.arguments import (
+    NUMBER,
+    Rule,
+    instance,
+    integer,
+    optional,
+    require_array,
+    require_memory,
+    scalar,
+    settle,
+    several,
+    shown,
+    texts,
+    truth,
+)
 from nsflow.arithmetic import with_own_arithmetic
 from nsflow.volumes import num_live
 
@@ -16,6 +32,20 @@ from nsflow.volumes import num_live
 RESERVED = ("logL", "log_weights", "nlive", "weights")
 ARRAYS = ("samples", "log_likelihood", "log_weights")
 MAX_PLOT_PARAMS = 12  # 66 panels of two parameters; more cannot be read
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("names", "labels", "derived", "alarms"), texts),
+    **dict.fromkeys(ARRAYS, require_array),
+    **dict.fromkeys(("logZ", "logZ_err", "ess", "khat", "max_weight_share"), NUMBER),
+    **dict.fromkeys(("num_draws", "num_calls"), integer(0)),
+    "finished": truth,
+    "stop_reason": instance(str, "a string"),
+    "seed": optional(integer(0)),
+    "settings": instance(Mapping, "a dict"),
+    "versions": instance(Mapping, "a dict"),
+    "trace": several(instance(Mapping, "a dict"), "a list of dicts"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -53,6 +83,7 @@ class Results:
         trace: One dict per step: phase, num_calls, contour and so on.
 
     Raises:
+        TypeError: If a value is of the wrong kind.
         ValueError: If shapes disagree, a name is taken, or a log-likelihood or log-weight is NaN or ``+inf``.
 
     Example:
@@ -89,19 +120,16 @@ class Results:
 
     @with_own_arithmetic
     def __post_init__(self) -> None:
-        names = tuple(self.names)
-        labels = tuple(self.labels) or names
+        settle(self, RULES)
+        names, labels = self.names, self.labels or self.names
         if len(labels) != len(names):
             raise ValueError(f"`labels` expected one for each of {names}; got {labels}. Give all of them, or none.")
-        clean: dict[str, Any] = {"names": names, "labels": tuple(map(_label, names, labels))}
-        clean["alarms"], clean["derived"] = tuple(self.alarms), tuple(self.derived)
+        clean: dict[str, Any] = {"labels": tuple(map(_label, names, labels))}
         for name in ARRAYS:
-            clean[name] = np.array(getattr(self, name), dtype=np.float64)
+            clean[name] = np.array(getattr(self, name))
             clean[name].setflags(write=False)
         for name in ("logZ", "logZ_err", "ess", "khat", "max_weight_share"):
             clean[name] = float(getattr(self, name))
-        for name in ("num_draws", "num_calls"):
-            clean[name] = int(getattr(self, name))
         for name in ("settings", "versions", "trace"):
             clean[name] = files.plain(getattr(self, name))
         for name, value in clean.items():
@@ -130,6 +158,7 @@ class Results:
         values = dict(zip(self.names, self.samples[row].tolist(), strict=True))
         return values | {"logL": float(self.log_likelihood[row])}
 
+    @no_type_check  # its own messages come before a run-time checker's
     @with_own_arithmetic
     def posterior(
         self, num_samples: int | None = None, seed: int = 0, with_logL: bool = False
@@ -150,9 +179,10 @@ class Results:
         Raises:
             ValueError: If `num_samples` is below one or no draw has a weight.
         """
-        num = max(1, int(self.ess)) if num_samples is None else num_samples
-        if num < 1:
-            raise ValueError(f"`num_samples` expected a positive number of posterior draws; got {num_samples}.")
+        num = (
+            max(1, int(self.ess)) if num_samples is None else _positive("posterior draws", num_samples, len(self.names))
+        )
+        seed = integer(0)("`seed`", seed)
         self._demand_weights("posterior")
         rng = np.random.default_rng(seed)
         edges = np.cumsum(self._shares())
@@ -223,6 +253,7 @@ class Results:
         nested.root = None  # `to_hdf` asks for it
         return nested
 
+    @no_type_check  # its own messages come before a run-time checker's
     @with_own_arithmetic
     def bootstrap_log_weights(self, num_samples: int = 200, seed: int = 0) -> Any:
         r"""Log-weights of the draws under the Bayesian bootstrap, which carry the error of the importance estimate.
@@ -247,8 +278,8 @@ class Results:
         """
         import pandas
 
-        if num_samples < 1:
-            raise ValueError(f"`num_samples` expected a positive number of bootstrap samples; got {num_samples}.")
+        num_samples = _positive("bootstrap samples", num_samples, len(self.samples))
+        seed = integer(0)("`seed`", seed)
         rng = np.random.default_rng(seed)
         rows = self._nested_rows()
         counts = rng.exponential(size=(len(rows), num_samples))
@@ -257,6 +288,7 @@ class Results:
         total = counts.sum(axis=0) + (rng.gamma(missing, size=num_samples) if missing else 0.0)
         return pandas.DataFrame(self.log_weights[rows, None] + np.log(counts) - np.log(total))
 
+    @no_type_check  # its own messages come before a run-time checker's
     @with_own_arithmetic
     def plot_2d(self, params: list[str] | None = None, **kwargs: Any) -> Any:
         """Corner plot of the posterior: densities on the diagonal, 68 % and 95 % contours below.
@@ -271,10 +303,10 @@ class Results:
         Raises:
             ValueError: If a name is not a column or no draw has a weight.
         """
-        params = list(self.names[:MAX_PLOT_PARAMS]) if params is None else list(params)
+        params = list(self.names[:MAX_PLOT_PARAMS] if params is None else texts("`params`", params))
         unknown = [name for name in params if name not in (*self.names, "logL")]
-        if unknown:
-            raise ValueError(f"`params` expected names among {(*self.names, 'logL')}; got {unknown}.")
+        if unknown or not params:
+            raise ValueError(f"`params` expected names among {(*self.names, 'logL')}; got {unknown or params}.")
         axes = kwargs.pop("axes", params)
         kwargs.setdefault("kind", "kde")
         return self.to_anesthetic().plot_2d(axes, **kwargs)
@@ -404,6 +436,14 @@ def load(root: str | os.PathLike[str]) -> Results:
     return Results(samples=values[:, :-2], log_likelihood=values[:, -2], log_weights=values[:, -1], **keywords)
 
 
+def _positive(what: str, num_samples: Any, width: int) -> int:
+    count = scalar(num_samples)
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"`num_samples` expected a positive number of {what}; got {shown(num_samples)}.")
+    require_memory("`num_samples`", count, 8 * width)
+    return count
+
+
 def _label(name: str, label: str) -> str:
     """Add the dollar signs that anesthetic needs to TeX; a plain name such as log_mass stays plain."""
     tex = label != name and "$" not in label and any(sign in label for sign in "\\^_{")
@@ -411,7 +451,9 @@ def _label(name: str, label: str) -> str:
 
 
 def _check(result: Results) -> None:
-    n, k = len(result.log_likelihood), len(result.names)
+    k, n = len(result.names), np.size(result.log_likelihood)
+    if k == 0:
+        raise ValueError("`names` expected at least one column; got none.")
     taken = sorted({name for name in result.names if name in RESERVED or result.names.count(name) > 1})
     if taken:
         raise ValueError(

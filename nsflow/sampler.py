@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array
 from scipy import special
 
+from nsflow.arguments import instance, integer, require_key, shown
 from nsflow.checkpoint import opened
 from nsflow.components import fit_cheap
 from nsflow.estimator import AbstractEstimator
@@ -37,6 +38,7 @@ from nsflow.state import Phase, Problem, Settings, State, StepInfo, draw
 from nsflow.summary import summarise
 
 
+@no_type_check  # its own messages come before a run-time checker's
 @float64
 def init(key: Array, problem: Problem, settings: Settings = Settings(), start: Start | None = None) -> State:  # noqa: B008
     """Check the likelihood on a few points of the prior, then draw the first points.
@@ -51,9 +53,19 @@ def init(key: Array, problem: Problem, settings: Settings = Settings(), start: S
         The state that `step` takes.
 
     Raises:
-        TypeError: If the likelihood cannot be called or traced, or returns anything but one real number a point.
+        TypeError: If the likelihood cannot be called or traced, or returns anything but one real number a point, or
+            an argument is of the wrong kind.
         ValueError: If it is -inf at every point, or +inf at any.
     """
+    require_key("init", key)
+    instance(Problem, "an nsflow.Problem of a likelihood and a prior")("`init` for its `problem`", problem)
+    _require_prior("init", problem.prior)
+    instance(Settings, "nsflow.Settings")("`init` for its `settings`", settings)
+    if start is not None and not isinstance(start, Start):
+        start = as_start(start, problem.prior)
+    if not isinstance(problem.likelihood, Recorded):
+        problem = problem._replace(likelihood=as_likelihood(problem.likelihood))
+    settings.require_memory(problem.prior.num_dims)
     state, reason = _first_draws(key, problem, settings)
     if reason:
         raise Stopped(reason)
@@ -119,6 +131,7 @@ def _cut_circles(problem: Problem, x: np.ndarray, log_likelihood: np.ndarray) ->
     return Problem(problem.likelihood, new), np.where(old.is_periodic, turn(x, -turns), x)
 
 
+@no_type_check  # its own messages come before a run-time checker's
 @float64
 def step(key: Array, state: State) -> tuple[State, StepInfo]:
     """Make one level, one search, one posterior round or one frozen batch.
@@ -129,7 +142,15 @@ def step(key: Array, state: State) -> tuple[State, StepInfo]:
 
     Returns:
         ``(state, info)``: the next state and what happened.
+
+    Raises:
+        TypeError: If the key or the state is of the wrong kind.
+        ValueError: If the run is finished.
     """
+    require_key("step", key)
+    instance(State, "the state that `init` or `step` returned")("`step` for its `state`", state)
+    if state.phase not in PHASES:
+        raise ValueError("`step` expected a run that is not finished. Take its result, or `init` another one.")
     return PHASES[state.phase](key, state)
 
 
@@ -244,12 +265,9 @@ def run(
         >>> bool(abs(result.logZ - np.log(np.sqrt(2 * np.pi) / 10)) < 5 * result.logZ_err)
         True
     """
-    if not isinstance(prior, Prior):
-        raise TypeError(f"`run` expected `prior` to be an nsflow.Prior; got {prior!r}. Wrap it: nsflow.Prior({{...}}).")
-    if not isinstance(settings, Settings):
-        raise TypeError(f"`run` expected `settings` to be nsflow.Settings; got {settings!r}.")
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
-        raise ValueError(f"`run` expected `seed` to be an integer from 0 to 2**32 - 1; got {seed!r}.")
+    _require_prior("run", prior)
+    instance(Settings, "nsflow.Settings")("`run` for its `settings`", settings)
+    seed = integer(0, 2**32 - 1)("`run` for its `seed`", seed)
     check_progress(progress)
     given = {
         "ess": ess,
@@ -267,6 +285,7 @@ def run(
             f"`max_calls` must allow the {num_prior} first draws from the prior; got {settings.max_calls}. "
             "Raise it, or lower `Settings.num_prior`."
         )
+    settings.require_memory(prior.num_dims)
     interrupt = Interrupt()
     try:
         return _run(
@@ -370,6 +389,13 @@ def _begin(
             except Stopped as stopped:
                 reason = str(stopped)
     return replace(state, num_calls=state.num_calls + journal.num_calls), reason
+
+
+def _require_prior(owner: str, prior: Any) -> None:
+    if not isinstance(prior, Prior):
+        raise TypeError(
+            f"`{owner}` expected `prior` to be an nsflow.Prior; got {shown(prior)}. Wrap it: nsflow.Prior({{...}})."
+        )
 
 
 def _must_stop(interrupt: Interrupt, deadline: float) -> str:

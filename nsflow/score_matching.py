@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from nsflow.arguments import TIMES, integer, part, settle
 from nsflow.objective import AbstractFlowObjective, stratified
 from nsflow.path import AbstractPath
 
@@ -179,6 +180,10 @@ class SlicedDivergence(AbstractDivergence):
 
     num_slices: int = 1
 
+    def __post_init__(self) -> None:
+        """Refuse values of another kind, or out of range."""
+        settle(self, {"num_slices": integer(1, 10**5)}, "SlicedDivergence.")
+
     def __call__(self, key: Array, field: Callable[[Array], Array], x: Float[Array, " d"]) -> Float[Array, ""]:
         """The estimate."""
         directions = jax.random.rademacher(key, (self.num_slices, *x.shape), x.dtype)
@@ -266,6 +271,14 @@ class DenoisingScoreMatching(AbstractScoreObjective):
     weighting: AbstractWeighting = NoiseVariance()
     times: tuple[float, float] = (0.01, 0.99)
 
+    def __post_init__(self) -> None:
+        """Refuse values of another kind, or out of range."""
+        settle(
+            self,
+            {"path": part(AbstractPath), "weighting": part(AbstractWeighting), "times": TIMES},
+            "DenoisingScoreMatching.",
+        )
+
     def __call__(self, key: Array, field: Field, rows: Float[Array, "n d"]) -> Float[Array, ""]:
         """Mean of `denoising_score_matching` over the minibatch."""
         t, x0 = self._draw(key, rows)
@@ -289,6 +302,19 @@ class ImplicitScoreMatching(AbstractScoreObjective):
     weighting: AbstractWeighting = NoiseVariance()
     divergence: AbstractDivergence = ExactDivergence()
     times: tuple[float, float] = (0.01, 0.99)
+
+    def __post_init__(self) -> None:
+        """Refuse values of another kind, or out of range."""
+        settle(
+            self,
+            {
+                "path": part(AbstractPath),
+                "weighting": part(AbstractWeighting),
+                "divergence": part(AbstractDivergence),
+                "times": TIMES,
+            },
+            "ImplicitScoreMatching.",
+        )
 
     def __call__(self, key: Array, field: Field, rows: Float[Array, "n d"]) -> Float[Array, ""]:
         """Mean of `implicit_score_matching` over the minibatch."""

@@ -13,6 +13,8 @@ BLOCK = 32  # points of a flow that a CPU's cache holds with their tangents
 WIDTH = 8  # chunks of a CPU that make one of an accelerator, which takes as long for many points as for few
 
 
+# A number beyond float32 becomes infinite on its way into JAX. Where numpy is told to raise, that ends the process.
+@np.errstate(over="ignore", under="ignore", invalid="ignore")
 def by_chunks(function: Callable[[Any], Any], batch: Any, size: int) -> Any:
     """Apply a function to chunks of one fixed size, the last of them filled up with its last row.
 

@@ -1,14 +1,19 @@
 """Samples to start from: what another run or another model's posterior may tell about this one."""
 
+import math
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
+from nsflow.arguments import require_array, shown
 from nsflow.prior import Prior
 from nsflow.results import Results
+
+FARTHEST = 1e100  # of a latent point: its square is a number
 
 
 class Start(NamedTuple):
@@ -30,7 +35,7 @@ class Start(NamedTuple):
             ValueError: If hardly any is inside.
         """
         x = np.asarray(prior.inverse(_params(self.samples, prior)), np.float64)
-        inside = np.all(np.isfinite(x), axis=1) & (self.log_weights > -np.inf)
+        inside = np.all(np.abs(x) < FARTHEST, axis=1) & (self.log_weights > -np.inf)
         # What lies beyond an edge is mapped to the edge, far out in latent space, and does not come back.
         back = prior.flatten(prior.forward(np.where(inside[:, None], x, 0.0)))
         inside &= np.all(np.isclose(back, self.samples, 1e-6, 1e-9), axis=1)
@@ -60,7 +65,7 @@ def as_start(samples: Any, prior: Prior) -> Start:
         The samples.
 
     Raises:
-        TypeError: If they are something else.
+        TypeError: If they are something else, or no real numbers.
         ValueError: If parameters are missing, or shapes are wrong.
 
     Example:
@@ -80,23 +85,25 @@ def as_start(samples: Any, prior: Prior) -> Start:
         return Start(samples.samples[:, columns], samples.log_weights)
     if isinstance(samples, Mapping):
         if set(samples) != set(prior.shapes):
-            raise ValueError(f"`start` expected samples of {sorted(prior.shapes)}; got {sorted(map(str, samples))}.")
-        values = {name: np.asarray(samples[name], np.float64) for name in prior.shapes}
+            raise ValueError(f"`start` expected samples of {sorted(prior.shapes)}; got {shown(list(samples))}.")
+        values = {name: require_array(f"`start` for its {name!r}", samples[name]) for name in prior.shapes}
         if any(value.shape != (len(value), *prior.shapes[n]) for n, value in values.items() if value.ndim) or any(
             value.ndim == 0 or len(value) != len(next(iter(values.values()))) for value in values.values()
         ):
             shapes = {name: value.shape for name, value in values.items()}
             raise ValueError(f"`start` expected arrays of n samples of {dict(prior.shapes)}; got shapes {shapes}.")
-        array = np.concatenate([value.reshape(len(value), -1) for value in values.values()], axis=1)
-    elif isinstance(samples, np.ndarray):
-        array = np.asarray(samples, np.float64)
+        array = np.concatenate(
+            [value.reshape(len(value), math.prod(value.shape[1:])) for value in values.values()], axis=1
+        )
+    elif isinstance(samples, np.ndarray | jax.Array):
+        array = require_array("`start`", samples)
         if array.ndim != 2 or array.shape[1] != len(prior.names):
             raise ValueError(
                 f"`start` expected an array of shape (n, {len(prior.names)}), a column for each of {prior.names}; got "
                 f"{array.shape}."
             )
     else:
-        raise TypeError(f"`start` expected an nsflow.Results, a dict or an array of samples; got {samples!r}.")
+        raise TypeError(f"`start` expected an nsflow.Results, a dict or an array of samples; got {shown(samples)}.")
     return Start(array, np.zeros(len(array)))
 
 

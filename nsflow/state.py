@@ -4,12 +4,13 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple, no_type_check
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from nsflow.arguments import Rule, instance, integer, optional, real, require_memory, settle, several
 from nsflow.batch import join_derived
 from nsflow.estimator import AbstractEstimator
 from nsflow.evidence import effective_sample_size
@@ -22,7 +23,47 @@ from nsflow.prior import Prior
 from nsflow.proposal import Draws, MetaProposal, Proposal, log_prob
 from nsflow.train import Training
 
+NUM_COPIES = 6  # of the draws, while one batch is mapped, evaluated and joined to the others
+NUM_COLUMNS = 8  # of a draw beside its coordinates
 
+
+def _at_least(smallest: int) -> Rule:
+    """Rule of a number with a lower bound."""
+    return real(lambda x: smallest <= x < np.inf, f"a finite number of at least {smallest}")
+
+
+def _positive(unit: str) -> Rule:
+    """Rule of a number that may be left out."""
+    return optional(real(lambda x: 0 < x < np.inf, f"a positive, finite number of {unit}, or None"))
+
+
+RULES = {
+    "ess": _at_least(2),
+    "logZ_err": _positive("nats"),
+    "max_calls": _at_least(1),
+    "max_seconds": _positive("seconds"),
+    "max_levels": optional(_at_least(1)),
+    "num_prior": optional(integer(100)),
+    "num_live": optional(integer(100)),
+    "compression": several(
+        real(lambda x: -np.inf < x < 0, "a negative number"),
+        "two rising negative numbers",
+        lambda items: len(items) == 2 and items[0] < items[1],
+    ),
+    "max_scouts": integer(0),
+    "prior_share": real(lambda x: 0 < x <= 0.5, "a number in (0, 0.5]"),
+    "kernel_dims": integer(0),
+    "rounds": several(real(lambda x: 0 < x < np.inf, "a positive share"), "at least one positive share of `ess`", bool),
+    "max_rounds": integer(1),
+    "max_restarts": integer(0),
+    "training": instance(Training, "an nsflow.Training"),
+    "proposal": optional(
+        instance(AbstractEstimator, "an nsflow.estimator.AbstractEstimator, which fits a density to weighted points")
+    ),
+}
+
+
+@no_type_check  # its own messages come before a run-time checker's
 @dataclass(frozen=True)
 class Settings:
     """Options of the sampler; the defaults are meant for every problem.
@@ -50,7 +91,7 @@ class Settings:
             :class:`nsflow.estimator.AbstractEstimator`. The prior, a broad level and scouted modes stay beside it.
 
     Raises:
-        TypeError: If `proposal` is not an estimator.
+        TypeError: If `training` is no :class:`nsflow.Training`, or `proposal` not an estimator.
         ValueError: If a value is out of range.
 
     Example:
@@ -59,10 +100,10 @@ class Settings:
     """
 
     ess: int | float = 10_000
-    logZ_err: Any = None  # floats or None; its own message comes before a run-time checker's
-    max_calls: int = 1_000_000
-    max_seconds: Any = None
-    max_levels: Any = None
+    logZ_err: int | float | None = None
+    max_calls: int | float = 1_000_000
+    max_seconds: int | float | None = None
+    max_levels: int | float | None = None
     num_prior: int | None = None
     num_live: int | None = None
     compression: tuple[float, float] = (-2.0, -0.7)
@@ -73,50 +114,25 @@ class Settings:
     max_rounds: int = 10
     max_restarts: int = 2
     training: Training = field(default_factory=Training)
-    proposal: Any = None  # an AbstractEstimator; its own message comes before a run-time checker's
+    proposal: AbstractEstimator | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no run could use."""
-        bounds = {"ess": 2, "max_calls": 1, "max_levels": 1, "num_prior": 100, "num_live": 100}
-        for name, smallest in bounds.items():
-            value = getattr(self, name)
-            if name in ("max_levels", "num_prior", "num_live") and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not smallest <= value < np.inf:
-                raise ValueError(f"`{name}` expected a finite number of at least {smallest}; got {value!r}.")
-        for name, unit in (("logZ_err", "nats"), ("max_seconds", "seconds")):
-            value = getattr(self, name)
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < np.inf
-            ):
-                raise ValueError(f"`{name}` expected a positive, finite number of {unit}, or None; got {value!r}.")
-        for name in ("num_prior", "num_live", "max_scouts", "kernel_dims", "max_rounds", "max_restarts"):
-            value, smallest = getattr(self, name), int(name == "max_rounds")
-            is_left_out = value is None and name in ("num_prior", "num_live")
-            if not is_left_out and (isinstance(value, bool) or not isinstance(value, int) or value < smallest):
-                raise ValueError(f"`{name}` expected an integer of at least {smallest}; got {value!r}.")
-        if not _are_numbers(self.compression, 2) or not -np.inf < self.compression[0] < self.compression[1] < 0:
-            raise ValueError(f"`compression` expected two rising negative numbers; got {self.compression!r}.")
-        if not _are_numbers((self.prior_share,), 1) or not 0 < self.prior_share <= 0.5:
-            raise ValueError(f"`prior_share` expected a number in (0, 0.5]; got {self.prior_share!r}.")
-        if not _are_numbers(self.rounds) or not self.rounds or not 0 < min(self.rounds) <= max(self.rounds) < np.inf:
-            raise ValueError(f"`rounds` expected at least one positive share of `ess`; got {self.rounds!r}.")
-        if self.proposal is not None and not isinstance(self.proposal, AbstractEstimator):
-            raise TypeError(
-                "`proposal` expected an nsflow.estimator.AbstractEstimator, which fits a density to weighted points; "
-                f"got {self.proposal!r}."
-            )
+        settle(self, RULES)
 
     def num_first(self, num_dims: int) -> int:
         """Draws from the prior at the start in so many dimensions."""
         return self.num_prior or min(2000, 500 * num_dims)
 
+    def require_memory(self, num_dims: int) -> None:
+        """Refuse sizes of which this machine could not hold the draws in so many dimensions.
 
-def _are_numbers(values: Any, count: int | None = None) -> bool:
-    """Whether a sequence holds so many real numbers, and nothing else."""
-    if not isinstance(values, tuple | list) or (count is not None and len(values) != count):
-        return False
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        Raises:
+            ValueError: If the draws that an option asks for do not fit.
+        """
+        for name in ("num_prior", "num_live", "ess"):
+            wanted = min(getattr(self, name) or 0, self.max_calls)
+            require_memory(f"`{name}`", wanted, NUM_COPIES * 8 * (num_dims + NUM_COLUMNS))
 
 
 PRIOR = 0  # index of the prior among the components of a state

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,28 @@ import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from nsflow.arguments import instance, integer, optional, real, settle
 from nsflow.objective import AbstractFlowObjective, AbstractObjective
 from nsflow.path import AbstractPath, TrigonometricPath
 from nsflow.velocity import Architecture
 
+RULES = {
+    "path": instance(AbstractPath, "a probability path, such as nsflow.path.TrigonometricPath()"),
+    "objective": optional(instance(AbstractFlowObjective, "an objective of flows, such as FlowMatching(path)")),
+    "architecture": optional(instance(Architecture, "an nsflow.velocity.Architecture, or None")),
+    "num_steps": integer(1, 10**8),
+    "batch_size": integer(1, 10**7),
+    "learning_rate": real(lambda x: 0 < x <= 100, "a positive number of at most 100"),
+    "weight_decay": real(lambda x: 0 <= x <= 1e6, "a number from 0 to 1e6"),
+    "ema": real(lambda x: 0 <= x < 1, "a number from 0 to below 1"),
+    "steps_per_score": integer(1, 10**8),
+    "patience": integer(1),
+    "held_out": real(lambda x: 0 < x < 1, "a share between 0 and 1"),
+    "integration_steps": optional(integer(1, 10**6)),
+}
 
+
+@no_type_check  # its own messages come before a run-time checker's
 @dataclass(frozen=True)
 class Training:
     """How a field is trained.
@@ -38,6 +55,10 @@ class Training:
             left out, 6 and more in few dimensions, where they are cheap and modes are sharpest. Fewer make the inverse
             dearer, not cheaper: with 4, corrections failed at so many points of a 10-d LogGamma that Newton's method
             took half as long again, at a density 0.01 nats worse.
+
+    Raises:
+        TypeError: If the path, the objective or the architecture is something else.
+        ValueError: If a number is out of range.
     """
 
     path: AbstractPath = field(default_factory=TrigonometricPath)
@@ -52,6 +73,10 @@ class Training:
     patience: int = 2
     held_out: float = 0.1
     integration_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that no training could use."""
+        settle(self, RULES, "Training.")
 
 
 class TrainingInfo(NamedTuple):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, final
+from typing import Any, final, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from flax import nnx
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from nsflow.arguments import integer, real, settle, several
 from nsflow.path import AbstractPath
 
 
@@ -113,6 +114,16 @@ def _waves(x: Array, frequencies: Sequence[float]) -> list[Array]:
     return waves
 
 
+FREQUENCIES = several(real(lambda k: abs(k) < 1e6, "a number"), "a tuple of frequencies")
+SIZES = {
+    "width": integer(1, 10**5),
+    "depth": integer(1, 10**3),
+    "frequencies": FREQUENCIES,
+    "time_frequencies": FREQUENCIES,
+}
+
+
+@no_type_check  # its own messages come before a run-time checker's
 @dataclass(frozen=True)
 class Architecture:
     """Size of a velocity network.
@@ -124,12 +135,19 @@ class Architecture:
             importance efficiency on the eighteen modes of the eggbox from 0.002 to 0.24, and on a 10-d LogGamma from
             0.62 to 0.70.
         time_frequencies: The same for time, in units of pi.
+
+    Raises:
+        ValueError: If a size is not a positive integer, or frequencies are no numbers.
     """
 
     width: int = 128
     depth: int = 2
     frequencies: tuple[float, ...] = (2.0, 4.0)
     time_frequencies: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)
+
+    def __post_init__(self) -> None:
+        """Refuse values that no network could have."""
+        settle(self, SIZES, "Architecture.")
 
     @classmethod
     def of_dims(cls, num_dims: int) -> "Architecture":

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 from scipy import stats
 from scipy.linalg import expm
 
@@ -16,7 +17,7 @@ from nsflow.flow import Flow, fit
 from nsflow.path import TrigonometricPath
 from nsflow.precision import float64
 from nsflow.train import Training, TrainingInfo
-from nsflow.velocity import Architecture
+from nsflow.velocity import Architecture, as_velocity
 
 FALSE_ALARM = 1e-5  # chance that a correct nsflow fails any one statistical test in this file
 
@@ -395,7 +396,7 @@ POINTS = np.random.default_rng(0).normal(size=(20, 2))
 @pytest.mark.parametrize(
     ("points", "log_weights", "message"),
     [
-        (np.zeros(20), None, r"shape \(n, d\); got \(20,\)"),
+        (np.zeros(20), None, r"shape \(n, d\) with d > 0; got \(20,\)"),
         (np.where(np.arange(40).reshape(20, 2) == 6, np.nan, POINTS), None, "row 3 is"),
         (np.where(np.arange(40).reshape(20, 2) == 7, np.inf, POINTS), None, "row 3 is"),
         (POINTS, np.zeros(19), r"shape \(20,\), one for each point; got \(19,\)"),
@@ -407,9 +408,87 @@ POINTS = np.random.default_rng(0).normal(size=(20, 2))
     ],
 )
 def test_fit_refuses(points, log_weights, message):
-    # Without jaxtyping's checks, which refuse wrong shapes first.
     with pytest.raises(ValueError, match=message):
-        module._check(points, log_weights)
+        fit(jax.random.key(0), points, log_weights, training=BRIEF)
+
+
+DOMINANT = np.where(np.arange(20) == 7, 0.0, -1e6)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"points": ["a", "b"]}, "`fit` for its `points` expected an array of real numbers"),
+        ({"points": [[1.0, 2.0], [3.0]]}, "rows of equal length"),
+        ({"points": {"a": POINTS}}, "an array of real numbers"),
+        ({"points": POINTS[:, :0]}, r"with d > 0; got \(20, 0\)"),
+        ({"points": POINTS * 1e-320}, r"at least 1e-140 apart.* those of column 0"),
+        ({"points": POINTS * 1e200}, "at most 1e.140"),
+        ({"log_weights": DOMINANT}, r"largest weight is 1 of all, and 1.0 of 20 points are effective in 2 dimensions"),
+        ({"log_weights": "x"}, "`log_weights` expected an array of real numbers"),
+        ({"key": 0}, "`fit` expected one JAX random key; got 0"),
+        ({"training": None}, "expected an nsflow.Training; got None"),
+        ({"training": {}}, "expected an nsflow.Training"),
+    ],
+    ids=lambda wrong: next(iter(wrong)) if isinstance(wrong, dict) else "",
+)
+def test_fit_says_what_it_expected(wrong, message):
+    given = {"key": jax.random.key(0), "points": POINTS, "log_weights": None, "training": BRIEF} | wrong
+    with pytest.raises((TypeError, ValueError), match=message):
+        fit(given["key"], given["points"], given["log_weights"], training=given["training"])
+
+
+def test_fit_holds_a_point_out_of_few():
+    flow, _ = fit(jax.random.key(0), POINTS[:3], training=replace(BRIEF, num_steps=1, steps_per_score=1))
+    assert np.all(np.isfinite(flow.log_prob(POINTS)))
+
+
+OPAQUE = Partial(lambda _, t, x: x, object())  # whose part is no array
+
+
+def affine(**parts):
+    return Flow(as_velocity(lambda _, x: x), **{"mean": np.zeros(2), "scale": np.eye(2), "num_steps": 1} | parts)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: affine().sample(jax.random.key(0), -1), "integer of at least 0; got -1"),
+        (lambda: affine().sample(jax.random.key(0), 2.5), "integer of at least 0; got 2.5"),
+        (lambda: affine().sample(0, 5), "one JAX random key; got 0"),
+        (lambda: affine().sample(jax.random.key(0), 10**13), "at most .* draws"),
+        (lambda: affine().log_prob(np.zeros(2)), r"shape \(n, 2\); got \(2,\)"),
+        (lambda: affine().log_prob(np.zeros((5, 3))), r"shape \(n, 2\); got \(5, 3\)"),
+        (lambda: affine().log_prob(None), "real numbers; got None"),
+        (lambda: affine().log_prob([["a", "b"]]), "real numbers"),
+        (lambda: affine().inverse(POINTS, 0), "integer from 1"),
+        (lambda: affine(mean=None).log_prob(POINTS), "`mean` to be an array"),
+        (lambda: affine(scale=np.eye(3)).log_prob(POINTS), r"`scale` of shape \(2, 2\); got \(3, 3\)"),
+        (lambda: affine(num_steps=-1).log_prob(POINTS), "`num_steps` expected"),
+        (lambda: affine(width=-1.0).log_prob(POINTS), "`width` expected"),
+        (
+            lambda: replace(affine(), velocity=OPAQUE).log_prob(POINTS),
+            "a callable pytree as `velocity`",
+        ),
+        (lambda: Flow.from_velocity(None, 2), "a function of time and point; got None"),
+        (lambda: Flow.from_velocity(lambda _, x: x, 0), "`num_dims` expected an integer"),
+    ],
+)
+def test_a_flow_says_what_it_expected(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
+
+
+def test_integers_are_points_like_any_other():
+    """Their type once became that of the scale: 0.5 was read as 0."""
+    flow = affine(scale=0.5 * np.eye(2))
+    np.testing.assert_array_equal(flow.log_prob([[1, 2]]), flow.log_prob([[1.0, 2.0]]))
+
+
+def test_a_point_beyond_float32_has_no_density_where_numpy_raises():
+    """JAX's conversion of arguments ended the process."""
+    with np.errstate(all="raise"), jax.enable_x64(False):
+        assert np.all(np.isnan(affine().log_prob(POINTS * 1e300)))
 
 
 def test_points_that_are_not_wanted_have_no_inverse_and_change_no_other():

@@ -1,13 +1,17 @@
 """A few of the cases of `benchmarks/fuzz.py`, always the same ones, and those that once ended badly."""
 
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import hypothesis
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 
-FUZZ = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "fuzz.py"))
+PATH = Path(__file__).parent.parent / "benchmarks" / "fuzz.py"
+FUZZ = runpy.run_path(str(PATH))
 QUIET = {"fault": "none", "share": 0.0, "late": 0, "derived": False, "vectorized": True}
 
 
@@ -61,3 +65,45 @@ def test_the_verdict_is_no_rubber_stamp():
     """A bare error from inside is not taken for a clear one."""
     with pytest.raises(TypeError, match="unexpected keyword argument"):
         FUZZ["attempt"](case(settings={"no such option": np.nan}))
+
+
+@hypothesis.settings(
+    max_examples=60,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=[hypothesis.Phase.generate],
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+@hypothesis.given(FUZZ["wrong_calls"]())
+def test_every_wrong_call_is_taken_or_refused_clearly(call):
+    try:
+        FUZZ["attempt_call"](call)
+    except TypeCheckError:  # of the run-time checker that is on in tests alone
+        hypothesis.assume(False)
+
+
+CONSTRUCTORS = ("Settings", "Training", "Architecture", "LinearPath", "FlowMatching", "Results", "HostLikelihood")
+
+
+def test_every_option_says_what_it_expected():
+    """Each field of each option with each wrong value, without the run-time checker, whose refusals come first."""
+    code = f"""if True:
+        import runpy
+        fuzz = runpy.run_path({str(PATH)!r})
+        for name in {CONSTRUCTORS}:
+            verdicts = [
+                fuzz["attempt_call"](fuzz["WrongCall"](name, place, value))
+                for place in range(len(fuzz["WRONG_CALLS"][name]()[1])) for value in fuzz["BAD"]
+            ]
+            assert verdicts.count("clear error") > 0.7 * len(verdicts), name
+    """
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, capture_output=True, text=True)
+
+
+def test_the_verdict_on_calls_is_no_rubber_stamp(monkeypatch):
+    """A bare error from inside is not taken for a clear one."""
+    call = lambda x: x["no such key"]  # noqa: E731
+    monkeypatch.setitem(FUZZ["WRONG_CALLS"], "broken", lambda: (call, {"x": {}}))
+    with pytest.raises(TypeError, match="not subscriptable"):
+        FUZZ["attempt_call"](FUZZ["WrongCall"]("broken", 0, "None"))

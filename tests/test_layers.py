@@ -10,8 +10,8 @@ import nsflow
 ROOT = Path(nsflow.__file__).parent
 # Each imports only from those before it.
 ORDER = (
-    "arithmetic", "precision", "shapes", "interrupt", "coordinate", "normal_score", "quantile", "parameter",
-    "simplex", "discrete", "periodic", "failure", "cube", "distribution",
+    "arithmetic", "precision", "arguments", "shapes", "interrupt", "coordinate", "normal_score", "quantile",
+    "parameter", "simplex", "discrete", "periodic", "failure", "cube", "distribution",
     "prior", "batch", "workers", "host", "journal", "likelihood", "gaussian", "modes",
     "base", "pushforward", "path", "schedule", "process", "coupling", "ode",
     "objective", "score_matching", "action_matching", "maximum_likelihood", "velocity", "train", "flow",

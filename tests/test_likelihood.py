@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import copy
+import functools
 import math
 import multiprocessing
 import multiprocessing.pool
@@ -394,8 +395,16 @@ WRONG_CONSTRUCTIONS = {
     "no function": (lambda: as_likelihood(3.0), TypeError, "`JaxLikelihood` expected a function.*got 3.0"),
     "no host function": (lambda: HostLikelihood([1]), TypeError, "`HostLikelihood` expected a function"),
     "pool without map": (lambda: HostLikelihood(host_function, pool=4), TypeError, "`map` method.*; got 4"),
-    "no chunks": (lambda: HostLikelihood(host_function, num_chunks=0), ValueError, "at least 1 as `num_chunks`; got 0"),
-    "half a chunk": (lambda: HostLikelihood(host_function, num_chunks=2.5), ValueError, "`num_chunks`; got 2.5"),
+    "no chunks": (
+        lambda: HostLikelihood(host_function, num_chunks=0),
+        ValueError,
+        "`num_chunks` expected an integer of at least 1; got 0",
+    ),
+    "half a chunk": (
+        lambda: HostLikelihood(host_function, num_chunks=2.5),
+        ValueError,
+        "`num_chunks` expected an integer .*; got 2.5",
+    ),
     "no mesh": (lambda: JaxLikelihood(jax_function, mesh=4), TypeError, "`mesh` of devices; got 4.*make_mesh"),
 }
 
@@ -415,7 +424,7 @@ def mutating(params):
     return params["b"][0]
 
 
-WRAP = r"nsflow.HostLikelihood\("
+WRAP = r"HostLikelihood\("
 WRONG_JAX = {
     "signature": (two_arguments, TypeError, r"two_arguments failed.*a: \(\), b: \(2,\).*missing 1 required"),
     "key": (lambda p: p["c"], LookupError, r"parameters a: \(\), b: \(2,\): KeyError: 'c'"),
@@ -494,3 +503,49 @@ def test_exceptions_name_the_point(function, error, match):
         with pytest.raises(kind, match=match) as caught:
             call(HostLikelihood(function), PARAMS)
         assert isinstance(caught.value.__cause__, (ZeroDivisionError, StrangeError))
+
+
+def generator(params):
+    yield params["a"]
+
+
+async def coroutine(params):
+    return params["a"]
+
+
+async def stream(params):
+    yield params["a"]
+
+
+class Called:
+    """Its call is a generator."""
+
+    def __call__(self, params):
+        yield params["a"]
+
+
+@pytest.mark.parametrize("wrap", [HostLikelihood, JaxLikelihood])
+@pytest.mark.parametrize(
+    ("function", "what"),
+    [
+        (generator, "a generator function"),
+        (coroutine, "an async function"),
+        (stream, "an async generator"),
+        (dict, "a class"),
+        (functools.partial(generator), "a generator function"),
+        (Called(), "a generator function"),
+    ],
+    ids=["generator", "async", "stream", "class", "partial", "object"],
+)
+def test_functions_that_return_no_number_are_refused(wrap, function, what):
+    with pytest.raises(TypeError, match=f"`{wrap.__name__}` expected a function that returns a number; got {what}"):
+        wrap(function)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("vectorized", "False"), ("vectorized", None), ("num_chunks", 1.5), ("retries", -1), ("timeout", "3")],
+)
+def test_options_of_a_host_likelihood_are_checked(name, value):
+    with pytest.raises((TypeError, ValueError), match=f"`HostLikelihood` for its `{name}` expected .*; got "):
+        HostLikelihood(lambda p: p["a"], **{name: value})

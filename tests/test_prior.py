@@ -700,3 +700,52 @@ WRONG_USES = {
 def test_wrong_uses_are_explained(use, match):
     with pytest.raises(ValueError, match=match):
         use()
+
+
+TWO = Prior({"a": dist.Normal(0.0, 1.0), "b": dist.Uniform(-1.0, 1.0)})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: TWO.sample(jax.random.key(0), 2.5), "integer of at least 0; got 2.5"),
+        (lambda: TWO.sample(jax.random.key(0), -1), "integer of at least 0; got -1"),
+        (lambda: TWO.latent_sample(jax.random.key(0), "5"), "integer of at least 0; got '5'"),
+        (lambda: TWO.sample(jax.random.key(0), 10**13), "at most .* draws"),
+        (lambda: TWO.sample(0, 5), "one JAX random key; got 0"),
+        (lambda: TWO.log_prob(None), r"a dict with values of the parameters \['a', 'b'\]; got None"),
+        (lambda: TWO.inverse([1.0, 2.0]), "a dict with values"),
+        (lambda: TWO.flatten({"a": None, "b": 0.0}), "parameter 'a' expected an array of real numbers; got None"),
+        (lambda: TWO.inverse({"a": 0.0, "b": "x"}), "parameter 'b' expected an array of real numbers"),
+        (lambda: TWO.forward(None), "latent points expected an array of real numbers"),
+        (lambda: TWO.forward(["a", "b"]), "latent points expected an array of real numbers"),
+        (lambda: TWO.latent_log_prob([1j, 2.0]), "latent points expected an array of real numbers"),
+        (lambda: TWO.turn(0.5), r"phases of shape \(2,\); got \(\)"),
+        (lambda: TWO.step_widths(None), "real numbers; got None"),
+    ],
+)
+def test_wrong_calls_say_what_was_expected(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
+
+
+def test_no_points_are_points_too():
+    assert TWO.flatten(TWO.forward(np.zeros((0, 2)))).shape == (0, 2)
+    assert TWO.flatten(TWO.sample(jax.random.key(0), 0)).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "message"),
+    [
+        (
+            lambda: dist.Normal("a", 1.0),
+            "`Prior` for `loc` of parameter 'q' expected an array of real numbers; got 'a'",
+        ),
+        (lambda: dist.Normal(0.0, 1j), "`Prior` for `scale` of parameter 'q' expected an array of real numbers"),
+        (lambda: stats.norm("a"), "`Prior` for the arguments of parameter 'q' expected an array of real numbers"),
+        (lambda: stats.norm(scale=None), "`Prior` for the arguments of parameter 'q' expected"),
+    ],
+)
+def test_arguments_that_are_no_numbers_are_refused_with_the_parameters_name(distribution, message):
+    with pytest.raises(TypeError, match=message):
+        Prior({"q": distribution()})

@@ -1,5 +1,6 @@
 """Warm starts: fewer calls from good samples, the right evidence from wrong ones, and refusals."""
 
+import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
@@ -63,11 +64,19 @@ def test_start_belongs_to_the_checkpoint(tmp_path):
     assert resumed == run(0.0, start=around(0.0))[0]
 
 
+def test_samples_far_beyond_a_prior_without_edges_are_outside():
+    """Of a normal prior the latent point of 1e300 has a square that is no number."""
+    prior = nsflow.Prior({"a": dist.Normal(0, 1)})
+    samples = np.random.default_rng(0).normal(size=(50, 1))
+    assert len(as_start(np.append(samples, [[1e300]], axis=0), prior).latent(prior)[0]) == 50
+
+
 def test_samples_of_every_kind_are_the_same():
     prior = nsflow.Prior({"a": dist.Normal(0, 1), "b": dist.Uniform(-1, 1).expand([2])})
     array = np.random.default_rng(0).uniform(-1, 1, (50, 3))
     given = {"b": array[:, 1:], "a": array[:, 0]}
     assert np.array_equal(as_start(given, prior).samples, array)
+    assert np.array_equal(as_start(jnp.asarray(array), prior).samples, array.astype(np.float32))
     assert as_start(given, prior).digest() == as_start(array, prior).digest()
     x, _ = as_start(array, prior).latent(prior)
     np.testing.assert_allclose(prior.flatten(prior.forward(x)), array, atol=1e-6)
@@ -85,6 +94,15 @@ def test_samples_of_every_kind_are_the_same():
         ({"x": np.zeros(5), "y": np.zeros(4)}, ValueError, "got shapes"),
         ({"x": 0.0, "y": 0.0}, ValueError, "got shapes"),
         ("chain.csv", TypeError, "a dict or an array"),
+        (np.array([["a", "b"]] * 500), TypeError, "`start` expected an array of real numbers"),
+        ({"x": ["a"], "y": ["b"]}, TypeError, "`start` for its 'x' expected an array of real numbers; got .'a'."),
+        ({"x": [None], "y": [None]}, TypeError, "real numbers"),
+        ({"x": [1j], "y": [1j]}, TypeError, "real numbers"),
+        ({"x": [[1], [1, 2]], "y": [1, 2]}, ValueError, "rows of equal length"),
+        ({"x": [], "y": []}, ValueError, "at least 30 distinct samples .* got 0 of 0"),
+        (np.zeros((0, 2)), ValueError, "at least 30 distinct samples .* got 0 of 0"),
+        (np.full((500, 2), np.nan), ValueError, "got 0 of 500"),
+        ({1: [0.0]}, ValueError, r"samples of \['x', 'y'\]; got \[1\]"),
     ],
 )
 def test_nonsense_is_refused(start, error, message):

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
@@ -138,8 +139,38 @@ def test_draws_without_credit_do_not_count():
         ("kernel_dims", 2.5),
         ("max_rounds", 0),
         ("max_restarts", None),
+        ("ess", "50"),
+        ("ess", np.array([50.0])),
+        ("max_calls", 10**400),
+        ("max_levels", True),
+        ("max_seconds", np.nan),
+        ("logZ_err", 1j),
+        ("training", "x"),
+        ("training", None),
+        ("training", {"num_steps": 3}),
+        ("proposal", nsflow.KernelEstimator),
     ],
 )
 def test_options_that_no_run_could_use_are_refused_by_name(name, value):
-    with pytest.raises((ValueError, TypeError), match=name):
+    with pytest.raises((ValueError, TypeError), match=f"`{name}` expected .*; got "):
         nsflow.Settings(**{name: value})
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int64, np.asarray, jnp.asarray], ids=lambda kind: kind.__name__)
+def test_any_real_scalar_is_a_number_of_pythons_own(kind):
+    settings = nsflow.Settings(ess=kind(50), max_calls=kind(3000), rounds=[kind(1)])
+    assert settings == nsflow.Settings(ess=50, max_calls=3000, rounds=(1,))
+    assert {type(value) for value in (settings.ess, settings.max_calls, *settings.rounds)} <= {int, float}
+    whole = np.int64(300) if kind is np.float32 else kind(300)
+    assert type(nsflow.Settings(num_prior=whole).num_prior) is int
+
+
+@pytest.mark.parametrize("name", ["num_prior", "num_live", "ess"])
+def test_more_draws_than_memory_holds_are_refused_at_once(name):
+    settings = nsflow.Settings(**{name: 10**12, "max_calls": 10**13})
+    prior = nsflow.Prior({"a": dist.Normal(0, 1)})
+    with pytest.raises(
+        ValueError, match=rf"`{name}` expected at most \d+ draws, which fill the .* GiB .* got 10{{12}}"
+    ):
+        nsflow.run(lambda p: -(p["a"] ** 2), prior, settings=settings)
+    nsflow.Settings(**{name: 10**12, "max_calls": 3000}).require_memory(1)  # which it never reaches

@@ -200,3 +200,35 @@ def test_training_finds_the_marginal_velocity():
     assert isinstance(trained, Partial)
     assert info.best == 1
     assert distance(trained) < 0.1 < 1 < distance(field)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("held_out", 0),
+        ("held_out", -1),
+        ("held_out", 1.0),
+        ("num_steps", 1.5),
+        ("num_steps", 10**12),
+        ("steps_per_score", 0),
+        ("batch_size", 0),
+        ("patience", None),
+        ("learning_rate", 0.0),
+        ("weight_decay", -1.0),
+        ("ema", 1.0),
+        ("integration_steps", 0),
+        ("path", None),
+        ("objective", 3),
+        ("objective", FlowMatching),
+        ("architecture", 64),
+    ],
+)
+def test_options_that_no_training_could_use_are_refused_by_name(name, value):
+    with pytest.raises((ValueError, TypeError), match=f"`Training.{name}` expected .*; got "):
+        Training(**{name: value})
+
+
+def test_numbers_of_numpy_and_jax_are_those_of_python():
+    training = Training(num_steps=np.int64(3), learning_rate=jnp.float32(0.5), held_out=np.float32(0.25))
+    assert training == Training(num_steps=3, learning_rate=0.5, held_out=0.25)
+    assert {type(training.num_steps), type(training.learning_rate)} == {int, float}

@@ -125,3 +125,17 @@ def test_untrained_potential_is_a_gaussians():
     moved = jax.tree.map(lambda w: w + 0.1, potential)
     assert abs(moved(X) - potential(X)) > 0.01
     assert jax.grad(potential)(X).tolist() == (-X).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("width", 0), ("depth", 1.5), ("frequencies", "a"), ("frequencies", 3), ("time_frequencies", (1.0, None))],
+)
+def test_sizes_that_no_network_has_are_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"`Architecture.{name}` expected .*; got "):
+        Architecture(**{name: value})
+
+
+def test_lists_of_frequencies_are_kept_as_tuples():
+    """A list cannot be hashed, as the options of compiled functions are."""
+    assert hash(Architecture(frequencies=[2.0])) == hash(Architecture(frequencies=(2.0,)))

@@ -276,9 +276,9 @@ class MapOnly:
     [
         ({"pool": MapOnly(), "timeout": 1.0}, ValueError, "only has `map`. Leave out `timeout`"),
         ({"timeout": 1.0}, ValueError, "`pool` beside `timeout`=1.0"),
-        ({"pool": MapOnly(), "timeout": -1.0}, ValueError, "positive number of seconds as `timeout`; got -1.0"),
-        ({"retries": -1}, ValueError, "at least 0 as `retries`; got -1"),
-        ({"retries": 1.5}, ValueError, "`retries`; got 1.5"),
+        ({"pool": MapOnly(), "timeout": -1.0}, ValueError, "`timeout` expected a positive number of seconds; got -1.0"),
+        ({"retries": -1}, ValueError, "`retries` expected an integer of at least 0; got -1"),
+        ({"retries": 1.5}, ValueError, "`retries` expected an integer .*; got 1.5"),
         ({"pool": "four"}, TypeError, "or a function that makes one; got 'four'"),
     ],
 )

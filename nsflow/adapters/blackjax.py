@@ -7,7 +7,7 @@ kernel of :mod:`nsflow.adapters.constrained` moves particles by it.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,8 @@ from nsflow.adapters.constrained import (
     Problem,
     Rejection,
     flatten,
+    require_function,
+    require_state,
 )
 from nsflow.adapters.modes import add_modes, find_lost_modes, with_lost_modes
 from nsflow.adapters.nested import (
@@ -39,6 +41,7 @@ from nsflow.adapters.nested import (
     insertion_p_values,
     nested_samples,
 )
+from nsflow.arguments import instance, integer, real, require_key, shown
 from nsflow.ellipsoids import Ellipsoids
 from nsflow.online import Learner
 from nsflow.pool import Draws
@@ -62,6 +65,7 @@ __all__ = [
     "retrain",
 ]
 
+LEARNER = instance(Learner, "an nsflow.adapters.blackjax.Learner")
 MEMORY = 0.1  # weight of the newest step in the running means
 
 
@@ -94,6 +98,7 @@ class UpdateInfo(NamedTuple):
     log_weight: Array
 
 
+@no_type_check  # its own messages come before a run-time checker's
 @standard_promotion
 def init(
     position: Any,
@@ -125,14 +130,18 @@ def init(
     ValueError
         If the leaves disagree on the number of live points, or these are not more than twice the dimension.
     """
+    require_function("init", "init_state_fn", init_state_fn)
+    LEARNER("`init` for its `learner`", learner)
     num_live, num_dims = _check(position)
     if num_live <= 2 * num_dims:
         raise ValueError(
             f"`init` expected more than {2 * num_dims} live points in {num_dims} dimensions; got {num_live}. "
             "Draw more positions from the prior: a thousand is usual."
         )
-    key = jax.random.key(0) if rng_key is None else rng_key
-    return learner.replicate(_init(key, position, init_state_fn, learner))
+    key = jax.random.key(0) if rng_key is None else require_key("init", rng_key)
+    # A position beyond float32 becomes infinite. Where numpy is told to raise, that ends the process inside JAX.
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return learner.replicate(_init(key, position, init_state_fn, learner))
 
 
 @partial(jax.jit, static_argnums=(2, 3))  # a hundred operations that are compiled one by one take two seconds
@@ -147,6 +156,7 @@ def _init(
     return state._replace(inner_kernel_params={"proposal": learner.init(key, live), "health": health})
 
 
+@no_type_check  # its own messages come before a run-time checker's
 def build_kernel(
     init_state_fn: Callable[..., StateWithLogLikelihood],
     num_inner_steps: int,
@@ -176,10 +186,12 @@ def build_kernel(
     -------
     A kernel ``(rng_key, state) -> (state, info)``; the info holds the dead particles and an :class:`UpdateInfo`.
     """
-    if num_inner_steps < 1 or num_delete < 1:
-        raise ValueError(
-            f"`num_inner_steps` and `num_delete` expected positive integers; got {num_inner_steps} and {num_delete}."
-        )
+    num_inner_steps = integer(1, 10**6)("`num_inner_steps`", num_inner_steps)
+    num_delete = integer(1, 10**6)("`num_delete`", num_delete)
+    train_every = real(lambda x: x > 0, "a positive number of nats")("`train_every`", train_every)
+    LEARNER("`learner`", learner)
+    require_function("build_kernel", "init_state_fn", init_state_fn)
+    require_function("build_kernel", "inner_kernel", inner_kernel)
 
     @standard_promotion
     @jax.jit
@@ -234,6 +246,7 @@ def build_kernel(
     return kernel
 
 
+@no_type_check  # its own messages come before a run-time checker's
 def as_top_level_api(
     logprior_fn: Callable[[Any], Array],
     loglikelihood_fn: Callable[[Any], Array],
@@ -277,6 +290,8 @@ def as_top_level_api(
     >>> info.particles.position.shape, bool(info.update_info.acceptance.mean() > 0.2)
     ((20, 2), True)
     """
+    require_function("as_top_level_api", "logprior_fn", logprior_fn)
+    require_function("as_top_level_api", "loglikelihood_fn", loglikelihood_fn)
     init_state_fn = partial(init_state_strategy, logprior_fn=logprior_fn, loglikelihood_fn=loglikelihood_fn)
     kernel = build_kernel(init_state_fn, num_inner_steps, num_delete, inner_kernel, learner, train_every)
     init_states_fn = jax.vmap(init_state_fn)
@@ -287,6 +302,7 @@ def as_top_level_api(
     return SamplingAlgorithm(init_fn, kernel)  # pyright: ignore[reportArgumentType]
 
 
+@no_type_check  # its own messages come before a run-time checker's
 @standard_promotion
 def retrain(
     rng_key: Array,
@@ -311,9 +327,14 @@ def retrain(
     -------
     The state with the new flow.
     """
+    require_key("retrain", rng_key)
+    require_state("retrain", state)
+    LEARNER("`retrain` for its `learner`", learner)
+    num_rounds = integer(1, 10**6)("`retrain` for its `num_rounds`", num_rounds)
     return jax.jit(_train, static_argnums=2)(rng_key, state, learner, num_rounds)
 
 
+@no_type_check  # its own messages come before a run-time checker's
 @standard_promotion
 def finalise(state: AdaptiveNSState, dead: Sequence[NSInfo]) -> NestedResult:
     """Turn a run into anesthetic samples, two evidences and their tests.
@@ -335,6 +356,9 @@ def finalise(state: AdaptiveNSState, dead: Sequence[NSInfo]) -> NestedResult:
     ValueError
         If `dead` is empty.
     """
+    require_state("finalise", state)
+    if not isinstance(dead, Sequence) or not all(isinstance(info, NSInfo) for info in dead):
+        raise TypeError(f"`finalise` expected a list of what `step` returned beside its state; got {shown(dead)}.")
     if not dead:
         raise ValueError("`finalise` expected the info of at least one step; got none. Collect what `step` returns.")
     dead = [jax.device_get(info) for info in dead]
@@ -388,15 +412,20 @@ def _check(position: Any) -> tuple[int, int]:
     """Number of live points and their dimension."""
     leaves = jax.tree.leaves(position)
     for leaf in leaves:
-        if not (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim >= 1):
+        if not (
+            isinstance(leaf, np.ndarray | jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim >= 1
+        ):
             raise TypeError(
                 f"`init` expected a PyTree of floating-point arrays with the live points along the first axis; got "
-                f"{leaf!r}. Discrete parameters cannot be moved by a flow."
+                f"{shown(leaf)}. Discrete parameters cannot be moved by a flow."
             )
     sizes = {leaf.shape[0] for leaf in leaves}
-    if len(sizes) != 1:
+    if len(sizes) != 1 or min(sizes) == 0:
         raise ValueError(f"`init` expected leaves of equal length, the number of live points; got {sorted(sizes)}.")
-    return sizes.pop(), sum(leaf[0].size for leaf in leaves)
+    num_dims = sum(leaf[0].size for leaf in leaves)
+    if num_dims == 0:
+        raise ValueError("`init` expected positions of at least one number; got none.")
+    return sizes.pop(), num_dims
 
 
 def _of_vectors(init_state_fn: Callable, state: AdaptiveNSState) -> Callable:
@@ -411,6 +440,11 @@ def _without_nan(init_state_fn: Callable) -> Callable:
 
     def init_finite_fn(position: Any, **birth: Any) -> StateWithLogLikelihood:
         state = init_state_fn(position, **birth)
+        if not isinstance(state, StateWithLogLikelihood):
+            raise TypeError(
+                "`init_state_fn` expected to return a blackjax StateWithLogLikelihood, as `init_state_strategy` does; "
+                f"got {shown(state)}."
+            )
         value = state.loglikelihood
         return state._replace(loglikelihood=jnp.where(jnp.isnan(value), -jnp.inf, value))
 

@@ -11,15 +11,18 @@ from typing import Any, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
+from blackjax.ns.adaptive import AdaptiveNSState
 from blackjax.ns.base import StateWithLogLikelihood
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from nsflow.adapters.slices import NUM_BEFORE, slice_moves
+from nsflow.arguments import integer, part, real, settle, shown
 from nsflow.base import normal_rows
 from nsflow.online import Learner, Online
 from nsflow.pool import Draws
 
+SHARE = real(lambda x: 0 <= x <= 1, "a share from 0 to 1")
 SCARCE = 0.1  # share of the draws above the contour below which the others teach the flow too
 
 
@@ -86,6 +89,18 @@ class AbstractInnerKernel(ABC):
         """
 
 
+def require_function(owner: str, name: str, value: Any) -> None:
+    """Refuse what cannot be called, and a class."""
+    if not callable(value) or isinstance(value, type):
+        raise TypeError(f"`{owner}` expected a function as `{name}`; got {shown(value)}.")
+
+
+def require_state(owner: str, state: Any) -> None:
+    """Refuse what is no state of the sampler."""
+    if not isinstance(state, AdaptiveNSState):
+        raise TypeError(f"`{owner}` expected the state that `init` or `step` returned; got {shown(state)}.")
+
+
 def flatten(position: Any) -> Array:
     """Positions as an array, one row a particle."""
     return jax.vmap(lambda leaf: ravel_pytree(leaf)[0])(position)
@@ -130,6 +145,10 @@ class IndependenceMH(AbstractInnerKernel):
 
     training_share: float = 0.4
 
+    def __post_init__(self) -> None:
+        """Refuse values of another kind, or out of range."""
+        settle(self, {"training_share": SHARE}, "IndependenceMH.")
+
     def __call__(
         self,
         problem: Problem,
@@ -152,7 +171,7 @@ class IndependenceMH(AbstractInnerKernel):
                 f"`num_inner_steps` expected 2 or more, as some draws train the flow; got {problem.num_inner_steps}."
             )
         num_chains = problem.num_delete
-        num_training = max(1, round(self.training_share * problem.num_inner_steps))
+        num_training = max(1, min(round(self.training_share * problem.num_inner_steps), problem.num_inner_steps - 1))
         num_steps = problem.num_inner_steps - num_training
         key_start, key_draw, key_accept = jax.random.split(key, 3)
         start = _survivors(key_start, live, contour, num_chains)
@@ -207,6 +226,10 @@ class LatentSlice(AbstractInnerKernel):
     max_expansions: int = 10
     max_shrinkage: int = 100
 
+    def __post_init__(self) -> None:
+        """Refuse values of another kind, or out of range."""
+        settle(self, {"max_expansions": integer(0, 10**6), "max_shrinkage": integer(1, 10**6)}, "LatentSlice.")
+
     def __call__(
         self,
         problem: Problem,
@@ -256,6 +279,15 @@ class LatentSlice(AbstractInnerKernel):
         return _where(moved, last.particle, start.particle), acceptance, calls
 
 
+MIXTURE = {
+    "independent": part(IndependenceMH),
+    "local": part(LatentSlice),
+    "num_slices": integer(1, 10**6),
+    "min_acceptance": SHARE,
+    "min_unique": SHARE,
+}
+
+
 @final
 @dataclass(frozen=True)
 class Mixture(AbstractInnerKernel):
@@ -282,6 +314,10 @@ class Mixture(AbstractInnerKernel):
     num_slices: int = 2
     min_acceptance: float = 0.15
     min_unique: float = 0.75
+
+    def __post_init__(self) -> None:
+        """Refuse values of another kind, or out of range."""
+        settle(self, MIXTURE, "Mixture.")
 
     def __call__(
         self,

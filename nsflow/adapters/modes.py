@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,9 @@ from blackjax.ns.adaptive import AdaptiveNSState
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
-from nsflow.adapters.constrained import flatten
+from nsflow.adapters.constrained import flatten, require_function, require_state
 from nsflow.adapters.nested import LostMode, NestedResult
+from nsflow.arguments import LARGEST, SMALLEST, instance, real, require_array, shown
 from nsflow.ellipsoids import Ellipsoids, around
 from nsflow.modes import Mode, ascend, basins, highest_mode, isolation, measure, share_of_evidence
 from nsflow.online import Learner
@@ -58,6 +59,7 @@ class _Target:
         return float(log_likelihood)
 
 
+@no_type_check  # its own messages come before a run-time checker's
 @float64
 def find_lost_modes(
     result: NestedResult,
@@ -114,6 +116,8 @@ def find_lost_modes(
     ... ).alarms
     ('a mode with 50% of the evidence was lost, the run has 0% there: use add_modes, more live points, or nsflow.run',)
     """
+    instance(NestedResult, "what `finalise` returned")("`find_lost_modes`", result)
+    max_calls = _terms("find_lost_modes", logprior_fn, loglikelihood_fn, max_calls)
     unravel, x = _flat(prior_draws)
     modes, _, target = _find_modes(unravel, x, logprior_fn, loglikelihood_fn, max_calls)
     result = replace(result, num_calls=result.num_calls + len(x) + target.num_calls)
@@ -121,6 +125,7 @@ def find_lost_modes(
     return with_lost_modes(result, [mode for mode in modes if not any(map(mode.contains, known))], unravel)
 
 
+@no_type_check  # its own messages come before a run-time checker's
 @float64
 def add_modes(
     state: AdaptiveNSState,
@@ -177,6 +182,8 @@ def add_modes(
     >>> state.inner_kernel_params["proposal"].ellipsoids.centre.round(3).tolist()
     [[9.0, 9.0], [-9.0, -9.0]]
     """
+    require_state("add_modes", state)
+    max_calls = _terms("add_modes", logprior_fn, loglikelihood_fn, max_calls)
     online: Any = state.inner_kernel_params["proposal"]
     num_dims, dtype = online.flow.num_dims, online.flow.mean.dtype
     unravel, x = _flat(prior_draws)
@@ -230,6 +237,13 @@ def with_lost_modes(result: NestedResult, modes: list[Mode], unravel: Callable[[
     return replace(result, lost_modes=result.lost_modes + lost)
 
 
+def _terms(owner: str, logprior_fn: Any, loglikelihood_fn: Any, max_calls: Any) -> int | float:
+    """Check what both functions are given; the largest number of calls."""
+    require_function(owner, "logprior_fn", logprior_fn)
+    require_function(owner, "loglikelihood_fn", loglikelihood_fn)
+    return real(lambda n: n >= 0, "a number of calls of at least 0")("`max_calls`", max_calls)
+
+
 def _flat(prior_draws: Any) -> tuple[Callable[[Array], Any], np.ndarray]:
     """Positions as an array, one row a particle, and the way back for one row."""
     sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(prior_draws)}
@@ -238,9 +252,17 @@ def _flat(prior_draws: Any) -> tuple[Callable[[Array], Any], np.ndarray]:
             "`prior_draws` expected a PyTree of arrays, two or more positions along the first axis of each; "
             f"got leading axes {sorted(sizes)}."
         )
-    prior_draws = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), prior_draws)
+    prior_draws = jax.tree.map(lambda leaf: jnp.asarray(require_array("`prior_draws`", leaf)), prior_draws)
     _, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], prior_draws))
-    return unravel, np.asarray(flatten(prior_draws))
+    x = np.asarray(flatten(prior_draws))
+    with np.errstate(all="ignore"):
+        width = np.std(x, axis=0)
+    if not np.all((width > SMALLEST) & (width < LARGEST)):
+        raise ValueError(
+            f"`prior_draws` expected finite coordinates that vary, by {SMALLEST} to {LARGEST}; got standard deviations "
+            f"{shown(width)}. Change the unit."
+        )
+    return unravel, x
 
 
 def _find_modes(
