@@ -17,7 +17,8 @@ ORDER = (
     "energy", "langevin", "sde", "proposal", "triangular", "surrogate", "ellipsoids", "pool", "online",
     "evidence", "kernels", "wide", "estimator", "thinning", "points", "straightening", "fresh", "state", "progress",
     "components", "search", "scouting", "ladder", "ridges", "posterior", "frozen",
-    "volumes", "files", "versions", "results", "summary", "start", "codec", "manifest", "identity", "checkpoint",
+    "volumes", "files", "versions", "results", "summary", "start", "codec",
+    "declaration", "manifest", "identity", "integrity", "checkpoint",
     "merge", "sampler", "plots", "diagnostics", "tables", "report", "terminal", "__main__",
 )  # fmt: skip
 HOMES = {
