@@ -193,6 +193,7 @@ def _read_table(path: Path) -> tuple[list[str], np.ndarray]:
 
 
 def _digest(values: np.ndarray) -> str:
+    values = np.where(np.isnan(values), np.nan, values)  # whose sign and payload a CSV does not keep
     return hashlib.sha256(np.ascontiguousarray(values, dtype="<f8").tobytes()).hexdigest()
 
 

@@ -10,7 +10,8 @@ import nsflow
 ROOT = Path(nsflow.__file__).parent
 # Each imports only from those before it.
 ORDER = (
-    "precision", "shapes", "interrupt", "quantile", "parameter", "discrete", "periodic", "cube", "distribution",
+    "precision", "shapes", "declaration", "drawing", "interrupt",
+    "quantile", "parameter", "discrete", "periodic", "cube", "distribution",
     "prior", "batch", "failure", "workers", "host", "journal", "likelihood", "gaussian", "modes",
     "base", "pushforward", "path", "schedule", "process", "coupling", "ode",
     "objective", "score_matching", "action_matching", "maximum_likelihood", "velocity", "train", "flow",
@@ -18,7 +19,7 @@ ORDER = (
     "evidence", "kernels", "wide", "estimator", "thinning", "points", "straightening", "fresh", "state", "progress",
     "components", "search", "scouting", "ladder", "ridges", "posterior", "frozen",
     "volumes", "files", "versions", "results", "summary", "start", "codec",
-    "declaration", "manifest", "identity", "integrity", "checkpoint",
+    "manifest", "identity", "integrity", "checkpoint",
     "merge", "sampler", "plots", "diagnostics", "tables", "report", "terminal", "__main__",
 )  # fmt: skip
 HOMES = {
@@ -27,8 +28,8 @@ HOMES = {
     "numpyro": {"quantile", "parameter", "cube", "distribution", "prior"},
     "rich": {"progress"},
     "jinja2": {"report"},
-    "matplotlib": {"plots"},
-    "anesthetic": {"results", "plots"},
+    "matplotlib": {"plots", "drawing"},
+    "anesthetic": {"results", "plots", "drawing"},
     "pandas": {"results"},
     "sklearn": {"estimator"},
     "safetensors": {"manifest"},
