@@ -249,7 +249,7 @@ class Checkpoint:
         require_same_likelihood(self.path, *values, noise=0.0)
 
 
-def load_state(path: str | os.PathLike[str], problem: Problem, settings: Settings) -> tuple[State, int]:
+def load_state(path: Any, problem: Problem, settings: Settings) -> tuple[State, int]:
     """Read the state of a run, whatever its seed, without writing anything.
 
     Args:
@@ -278,7 +278,7 @@ def load_state(path: str | os.PathLike[str], problem: Problem, settings: Setting
 
 @contextmanager
 def opened(
-    path: str | os.PathLike[str], problem: Problem, settings: Settings, seed: int, start: Start | None = None
+    path: Any, problem: Problem, settings: Settings, seed: int, start: Start | None = None
 ) -> Iterator[tuple[Checkpoint, tuple[State, list[StepInfo]] | None]]:
     """Open a run's folder, or make it, and hold its lock.
 

@@ -4,7 +4,7 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints, no_type_check
 
 import numpy as np
 from jaxtyping import jaxtyped
@@ -12,6 +12,7 @@ from jaxtyping import jaxtyped
 LARGEST = 2**53  # of integers: beyond, floats skip some, and the products of two overflow
 
 
+@no_type_check  # a run-time checker gives every function lengths of its own
 def departure(thing: Any) -> str:
     """Say where the fields of a dataclass or named tuple depart from what its class declares.
 
@@ -38,6 +39,7 @@ def departure(thing: Any) -> str:
     return ""
 
 
+@no_type_check
 def conforms(value: Any, declared: Any) -> bool:
     """Whether a value is of a declared type; an integer is a float too, and a boolean neither.
 
@@ -67,7 +69,7 @@ def conforms(value: Any, declared: Any) -> bool:
     if declared is int:
         return isinstance(value, int | np.integer) and not isinstance(value, bool) and abs(int(value)) < LARGEST
     if declared is float:
-        return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+        return isinstance(value, float | np.floating) or conforms(value, int)
     if declared is bool:
         return isinstance(value, bool | np.bool_)
     return isinstance(value, declared or type(None))

@@ -22,7 +22,7 @@ VERSION = 1
 NON_FINITE = "$float"  # JSON has no NaN and no infinity: they are written {"$float": "-inf"}
 
 
-def paths(root: str | os.PathLike[str]) -> tuple[Path, Path]:
+def paths(root: Any) -> tuple[Path, Path]:
     """Return the CSV and the JSON file of a root, which may be given with either suffix.
 
     Args:
@@ -48,7 +48,7 @@ def paths(root: str | os.PathLike[str]) -> tuple[Path, Path]:
     return path.with_name(name + ".csv"), path.with_name(name + ".json")
 
 
-def write(root: str | os.PathLike[str], frame: Any, header: Mapping[str, Any]) -> None:
+def write(root: Any, frame: Any, header: Mapping[str, Any]) -> None:
     """Write a frame and its header, each file at once or not at all; the parent folders are made.
 
     Args:
@@ -74,7 +74,7 @@ def write(root: str | os.PathLike[str], frame: Any, header: Mapping[str, Any]) -
     write_bytes(info, (text + "\n").encode())
 
 
-def read(root: str | os.PathLike[str]) -> tuple[dict[str, Any], Float64[np.ndarray, "n columns"]]:
+def read(root: Any) -> tuple[dict[str, Any], Float64[np.ndarray, "n columns"]]:
     """Read what :func:`write` wrote.
 
     Args:

@@ -138,7 +138,8 @@ def _rounding(there: np.ndarray, here: np.ndarray) -> np.ndarray:
     """
     size = np.maximum(np.abs(there), np.abs(here))
     both = np.concatenate([there, here])
-    is_single = np.array_equal(both, both.astype(np.float32).astype(np.float64), equal_nan=True)
+    is_whole = np.all((both == np.round(both)) & (np.abs(both) < 2**23))  # which says nothing
+    is_single = np.array_equal(both, both.astype(np.float32).astype(np.float64), equal_nan=True) and not is_whole
     eps = 16 * np.finfo(np.float32).eps if is_single else 1000 * np.finfo(np.float64).eps
     return np.maximum(np.minimum(1e-7 * np.maximum(1.0, size), SLIGHT), np.where(np.isfinite(size), eps * size, 0.0))
 

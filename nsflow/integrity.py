@@ -29,6 +29,7 @@ from nsflow.thinning import Thinned
 from nsflow.triangular import Bent, Step
 from nsflow.wide import Wide
 
+HUGE = 1e100
 Conditions = dict[str, bool]  # what is expected -> whether it is so
 
 
@@ -139,14 +140,14 @@ def _ranges(part: Any, num_dims: int) -> Conditions:
     match part:
         case Points():
             return {
-                f"{num_dims} coordinates": part.x.shape[1] == num_dims and not np.any(np.isnan(part.x)),
+                f"{num_dims} coordinates": part.x.shape[1] == num_dims and _are_finite(part.x),
                 "log-densities": _are_logs(part.log_likelihood, part.log_prior, part.log_flows),
                 "weights": part.num_prior < 1 or _are_logs(part.log_posterior_weights),
             }
         case Batches():
             num_draws = sum(part.proposal.num_draws)
             return {
-                f"{num_dims} coordinates": part.draws.x.shape[1] == num_dims and not np.any(np.isnan(part.draws.x)),
+                f"{num_dims} coordinates": part.draws.x.shape[1] == num_dims and _are_finite(part.draws.x),
                 "a value of each draw": len(part.log_likelihood) == len(part.draws.x),
                 "derived parameters of each draw": _are_columns(part.derived, len(part.draws.x)),
                 "components": len(part.components) == len(part.proposal.components) == part.draws.log_q.shape[1],
@@ -238,7 +239,8 @@ def _are_logs(*arrays: np.ndarray) -> bool:
 
 
 def _are_finite(array: Any) -> bool:
-    return isinstance(array, np.ndarray | jax.Array) and bool(np.all(np.isfinite(array)))
+    """Whether no number is infinite or NaN, or so large that its square is; latent space has width one."""
+    return isinstance(array, np.ndarray | jax.Array) and bool(np.all(np.abs(array) < HUGE))
 
 
 def _is_scale(scale: Any) -> bool:
@@ -246,7 +248,7 @@ def _is_scale(scale: Any) -> bool:
     if not _are_finite(scale) or scale.ndim < 2 or scale.shape[-1] != scale.shape[-2]:
         return False
     diagonal = np.diagonal(scale, axis1=-2, axis2=-1)
-    return bool(np.all(diagonal > 0)) and not np.any(np.triu(scale, 1))
+    return bool(np.all(diagonal > 1 / HUGE)) and not np.any(np.triu(scale, 1))
 
 
 def _are_columns(derived: Mapping[str, np.ndarray], length: int) -> bool:

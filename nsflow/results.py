@@ -402,7 +402,7 @@ def load(root: str | os.PathLike[str]) -> Results:
         raise ValueError(f"`load` expected the names and columns in {info} to agree. Restore the file from a copy.")
     try:
         return Results(samples=values[:, :-2], log_likelihood=values[:, -2], log_weights=values[:, -1], **keywords)
-    except (ValueError, OverflowError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"`load` expected in {info} what a run writes; {error} Restore the file from a copy."
         ) from error
