@@ -74,11 +74,12 @@ def _is_read(label: str, spare: int) -> bool:
     return True
 
 
-def spread(values: np.ndarray) -> np.ndarray:
+def spread(values: np.ndarray, seed: int = 0) -> np.ndarray:
     """Give a column of a single value a width that can be drawn; others stay as they are.
 
     Args:
         values: The column; NaN where it has no value.
+        seed: Another for each column, so that no two lie on a line.
 
     Returns:
         The column.
@@ -87,7 +88,7 @@ def spread(values: np.ndarray) -> np.ndarray:
     if len(known) == 0 or np.ptp(known) > 1e-12 * np.max(np.abs(known)):
         return values
     width = JITTER * (abs(float(known[0])) or 1.0)
-    return values + width * np.random.default_rng(0).normal(size=len(values))
+    return values + width * np.random.default_rng(seed).normal(size=len(values))
 
 
 def as_number(value: Any) -> float:

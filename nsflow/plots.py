@@ -88,7 +88,7 @@ def triangle(result: Results, params: Sequence[str] | None = None, dark: bool = 
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise ValueError(f"`params` expected names among {tuple(known)}; got {unknown or names}.")
-    draws = {name: spread(draws[name]) for name in names}
+    draws = {name: spread(draws[name], seed) for seed, name in enumerate(names)}
     scales: dict[str, Any] = {name: _bandwidth_scale(draws[name]) for name in names}
     size = float(np.clip(1.15 * len(names) + 0.9, 4.5, 13))
     frames: dict[Any, Any] = {"axes.grid": False, "axes.spines.right": True, "axes.spines.top": True}

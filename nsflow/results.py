@@ -264,13 +264,12 @@ class Results:
 
     def _drawn(self, columns: dict[str, np.ndarray]) -> Any:
         """Samples of which anesthetic can draw every column."""
-        frame = self.to_anesthetic()
-        if any(len(np.unique(column)) <= len(column) // 2 for column in columns.values()):
-            # Its triangles between integers have areas and weights below zero: equal weights need none.
-            frame = frame.compress(MAX_KERNELS, weighted=False)
-        for name in columns:
+        # Draws of equal weights: those of others it joins in triangles, which fail between integers and on curves.
+        num = int(np.clip(np.nan_to_num(self.ess), 1000, 10_000))
+        frame = self.to_anesthetic().compress(num, weighted=False)
+        for seed, name in enumerate(columns):
             values = frame[name].to_numpy()
-            frame[name] = spread(np.where(np.isfinite(values), values, np.nan))
+            frame[name] = spread(np.where(np.isfinite(values), values, np.nan), seed)
             label = dict(zip(self.names, self.labels, strict=True)).get(name)
             if label is not None:
                 frame.set_label(name, settable(label))
