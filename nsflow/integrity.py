@@ -117,6 +117,7 @@ def _state(state: State, problem: Problem, settings: Settings) -> Conditions:
         "no more points than draws": num_points <= sum(state.num_draws),
         "no more scouts than the settings allow": state.num_scouts <= settings.max_scouts,
         "contours": len(state.contours) > 0 and not np.any(np.isnan(state.contours)) and max(state.contours) < np.inf,
+        "points above its contours": _has_points_above(state.points, max(state.contours, default=np.inf)),
         "components that exist": set(drawn_from) <= set(range(num_components)) and state.num_given < num_components,
         "points that exist": set(state.climbed) <= set(range(num_points)),
         "positive shares": all(share >= 0 for share in shares) and not np.any(np.isinf(state.credits)),
@@ -127,6 +128,11 @@ def _state(state: State, problem: Problem, settings: Settings) -> Conditions:
         "names that are free": len(set(names)) == len(names) and not {*names} & {*RESERVED, *prior.names},
         "parameters where the likelihood was NaN": all(map(partial(_are_params, prior), state.nan_params)),
     }  # fmt: skip
+
+
+def _has_points_above(points: Points, contour: float) -> bool:
+    inside = points.log_prior_weights > -np.inf
+    return bool(np.any((points.log_likelihood >= contour) & (points.log_likelihood > -np.inf) & inside))
 
 
 def _are_params(prior: Prior, params: dict[str, np.ndarray]) -> bool:

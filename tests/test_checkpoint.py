@@ -829,6 +829,7 @@ FALSE = [  # no message of what a run-time checker of these tests refuses first
     ("contours", "contours", ["value", float("nan")], ["tuple", ["{0}"]]),
     ("components", "the prior as its first component", ["tuple", []]),
     ("components", "", ["value", 1], ["tuple", ["{0}"]]),
+    ("contours", "points above its contours", ["value", 200.0], ["tuple", ["{0}"]]),
     ("modes", "components that exist", ["value", 10**6], ["tuple", ["{0}"]]),
     ("climbed", "points that exist", ["value", -1], ["tuple", ["{0}"]]),
     ("frozen", "frozen draws", ["value", None]),
