@@ -259,7 +259,7 @@ def test_labels_that_are_no_tex_are_shown_as_they_stand(label, tmp_path):
     plt.close("all")
 
 
-@pytest.mark.parametrize("value", [1e308, 10**400, "a", None, [1], -1e308])
+@pytest.mark.parametrize("value", [1e308, 10**400, [1]], ids=["large", "larger", "list"])
 @pytest.mark.parametrize("name", plots.TRACED)
 def test_a_trace_of_no_numbers_is_drawn_without_them(name, value, tmp_path):
     result = gaussian(trace=[*TRACE, TRACE[-1] | {name: value, "phase": "$\\x\x1b$"}], settings={"ess": value})
