@@ -1,6 +1,7 @@
 """Random priors, likelihoods and options through `nsflow.run`: each ends in a valid result or in a clear error.
 
     python benchmarks/fuzz.py --examples 1000 --seed 0
+    python benchmarks/fuzz.py --kind checkpoints  # as a stranger may have spoilt them
 
 appends one line of counts to benchmarks/results/fuzz.jsonl, and prints whatever ended otherwise.
 """
@@ -9,13 +10,18 @@ import argparse
 import dataclasses
 import functools
 import json
+import os
 import re
+import shutil
 import signal
+import struct
+import tempfile
 import time
 import warnings
+import zlib
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import hypothesis
 import hypothesis.strategies as st
@@ -27,6 +33,8 @@ import scipy.stats
 
 import nsflow
 from nsflow.adapters import blackjax
+from nsflow.journal import HEADER, MAGIC
+from nsflow.manifest import digest_of
 from nsflow.objective import FlowMatching
 from nsflow.path import LinearPath
 from nsflow.velocity import Architecture
@@ -473,12 +481,311 @@ def attempt(case: Case) -> str:
     return "finished" if result.finished else "failed late" if CLEAR.search(result.stop_reason) else "capped"
 
 
+# ---- checkpoints of a stranger
+
+
+class Spoilt(NamedTuple):
+    """A checkpoint and what a stranger has done to it."""
+
+    base: str
+    way: str
+    place: int  # which of the values, files or bytes; counted round
+    value: Any
+    ess: int  # of the call that takes it up
+
+
+HOSTILE = [
+    *(None, True, False, 0, 1, -1, 2, 3, 7, 1.5, -0.5, 1e12, 10**12, 10**25, 1e308, -1e308, float("nan"), float("inf")),
+    *(
+        "",
+        "a",
+        "../victim",
+        "/etc/passwd",
+        "journal-1",
+        "segment-1",
+        "\x1b[2J",
+        "\0",
+        [],
+        {},
+        [[]],
+        [0],
+        [0, 1],
+        [None],
+    ),
+    *({"a": 1}, ["value", 1e12], ["value", None], ["value", "a"], ["tuple", []], ["dict", [], []], ["list", [0, 0]]),
+    *(["given", "settings"], ["given", "problem.prior"], ["given", "problem.likelihood"], ["phase", "frozen"]),
+    *(["array", "<f8", [2], "00" * 16], ["array", "<f8", [0], ""], ["array", "<i8", [3, 0], ""], ["phase", "finished"]),
+    ["array", "<f8", [1], "000000000000f87f"],
+]
+NAMES = [
+    "{victim}",
+    "../victim",
+    "./journal-1",
+    "journal-0",
+    "journal-9999999999999",
+    "lock",
+    "manifest",
+    "",
+    "/",
+    "..",
+]
+RECORDS = [
+    (b"[", 1, 1),
+    (b"[]", 1, 0),
+    (b'["a"]', 0, 1),
+    (b'["a"]', 1, 2),
+    (b'["a","a"]', 1, 2),
+    (b"[1]", 1, 1),
+    (b"{}", 1, 1),
+]
+WAYS = ("head", "node", "within a node", "part", "number", "array", "name", "bytes", "cut", "record")
+WAYS += ("link", "dangling link", "pipe", "folder", "none")
+
+
+def spoilt():
+    """Every way at every place."""
+    values = st.one_of(st.sampled_from(HOSTILE), st.integers(-3, 300), st.floats(width=64))
+    return st.builds(
+        Spoilt, st.sampled_from(["first draws", "ladder", "frozen", "finished"]), st.sampled_from(WAYS),
+        st.integers(0, 2**16), values, st.sampled_from([50, 50, 120]),
+    )  # fmt: skip
+
+
+def _steps_like(p):
+    return -0.5 * (p["a"] * p["a"] + p["b"] * p["b"]) / 0.3**2
+
+
+def _go_on(path, ess=50, **options):
+    prior, settings = _box(), nsflow.Settings(num_prior=100, num_live=100, proposal=nsflow.KernelEstimator())
+    likelihood = nsflow.HostLikelihood(_steps_like, vectorized=True)
+    return nsflow.run(likelihood, prior, ess=ess, settings=settings, checkpoint=path, progress=False, **options)
+
+
+@functools.cache
+def _box():
+    return nsflow.Prior({"a": dist.Uniform(-5.0, 5.0), "b": dist.Uniform(-5.0, 5.0)})
+
+
+@functools.cache
+def whole_result(ess: int):
+    """What every base leads to."""
+    return _go_on(None, ess)
+
+
+@functools.cache
+def base_of(name: str) -> dict[str, bytes]:
+    """Files of a checkpoint that stands somewhere."""
+    num_calls = [info["num_calls"] for info in whole_result(50).trace]
+    caps = {"first draws": 104, "ladder": num_calls[1], "frozen": num_calls[-1] - 1, "finished": 10**6}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run"
+        _go_on(path, max_calls=caps[name])
+        return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def _places(value, path=()):
+    """Every place in a JSON value."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from _places(item, (*path, key))
+
+
+def _replaced(value, path, new):
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = _replaced(copy[path[0]], path[1:], new)
+    return copy
+
+
+def spoil(case: Spoilt, path: Path, victim: Path) -> None:
+    """Do it."""
+    head, nodes, _ = (path / "manifest").read_text().split("\n")
+    head, nodes, file = (
+        json.loads(head),
+        json.loads(nodes),
+        sorted(path.iterdir())[case.place % 4 % len(list(path.iterdir()))],
+    )
+    if case.way == "head":
+        places = [place for place in _places(head) if place]
+        head = _replaced(head, places[case.place % len(places)], case.value)
+    elif case.way == "node" and nodes:
+        nodes[case.place % len(nodes)] = case.value
+    elif case.way == "within a node" and nodes:
+        places = [place for place in _places(nodes) if len(place) > 1]
+        nodes = _replaced(nodes, places[case.place % len(places)], case.value)
+    elif case.way == "part":  # another part of the file in the place of one of an object
+        items = [node[-1] for node in nodes if node[0] in ("object", "tuple", "dict") and node[-1]]
+        if items:
+            chosen = items[case.place % len(items)]
+            chosen[case.place // 7 % len(chosen)] = case.place // 3 % len(nodes)
+    elif case.way == "number":
+        numbers = [node for node in nodes if node[0] == "value"]
+        if numbers:
+            numbers[case.place % len(numbers)][1] = case.value
+    elif case.way == "array":  # a number of a short one
+        arrays = [
+            node for node in nodes if node[0] in ("array", "jax", "scalar") and isinstance(node[3], str) and node[3]
+        ]
+        if arrays:
+            chosen = arrays[case.place % len(arrays)]
+            wrong = struct.pack("<d", [np.nan, np.inf, -np.inf, 1e308, 0.0, -1.0][case.place // 5 % 6]).hex()
+            chosen[3] = (wrong + chosen[3][16:])[: len(chosen[3])]
+    elif case.way == "name":
+        name = NAMES[case.place % len(NAMES)].format(victim=victim)
+        if case.place % 2:
+            head["segments"] = {name: [key for keys in head["segments"].values() for key in keys]}
+        else:
+            head["journal"] = name
+    elif case.way in ("bytes", "cut"):
+        data = bytearray(file.read_bytes())
+        at = case.place % (len(data) + 1)
+        file.write_bytes(data[:at] + (b"" if case.way == "cut" else b"\x00\xff" + data[at + 1 :]))
+    elif case.way == "record":
+        names, num_rows, num_columns = RECORDS[case.place % len(RECORDS)]
+        body = names + bytes(num_rows * (16 + 8 * num_columns))
+        with (path / head["journal"]).open("ab") as journal:
+            journal.write(HEADER.pack(MAGIC, num_rows, num_columns, len(names), zlib.crc32(body)) + body)
+    elif case.way != "none":
+        file.unlink()
+        make = {
+            "link": lambda: file.symlink_to(victim),
+            "dangling link": lambda: file.symlink_to(victim.with_name("new")),
+        }
+        make |= {"pipe": lambda: os.mkfifo(file), "folder": file.mkdir}
+        make[case.way]()
+    if case.way in ("head", "node", "within a node", "part", "number", "array", "name"):
+        text = json.dumps(head) + "\n" + json.dumps(nodes)
+        (path / "manifest").write_text(text + "\n" + digest_of(text))
+
+
+def attempt_checkpoint(case: Spoilt) -> str:
+    """Take up one spoilt checkpoint and say how it ended; no file beside it may change.
+
+    Raises:
+        Exception: If that is neither a valid result nor a clear error.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="nsflow-fuzz-"))
+    try:
+        path, victim = folder / "run", folder / "victim"
+        path.mkdir()
+        victim.write_bytes(base_of(case.base)["manifest"])
+        for name, data in base_of(case.base).items():
+            (path / name).write_bytes(data)
+        spoil(case, path, victim)
+        try:
+            result = _go_on(path, case.ess, max_calls=20_000)
+        except (ValueError, OSError) as error:
+            if not re.search(r"damaged|expected|format version", str(error)):
+                raise
+            verdict = "clear error"
+        else:
+            assert result.finished or result.stop_reason
+            is_same = _have_same_draws(result, whole_result(50))
+            assert is_same or case.way != "none" or case.ess != 50, (
+                "a checkpoint that nobody has spoilt gave another result"
+            )
+            verdict = "same result" if is_same else "another result"
+        assert victim.read_bytes() == base_of(case.base)["manifest"]
+        assert {entry.name for entry in folder.iterdir()} == {"run", "victim"}
+        return verdict
+    finally:
+        shutil.rmtree(folder)
+
+
+def _have_same_draws(a, b):
+    return all(getattr(a, name).tobytes() == getattr(b, name).tobytes() for name in ("samples", "log_weights"))
+
+
+# ---- priors: the map from N(0, I) carries its density, also of sparse ones and in far tails
+
+
+class Family(NamedTuple):
+    """One prior of a family."""
+
+    name: str
+    arguments: tuple[float, ...]
+
+
+FAMILIES = {
+    "Beta": (2, lambda a, b: dist.Beta(a, b)),
+    "scipy beta": (2, lambda a, b: scipy.stats.beta(a, b)),
+    "Gamma": (2, lambda a, b: dist.Gamma(a, b)),
+    "InverseGamma": (2, lambda a, b: dist.InverseGamma(a, b)),
+    "shifted gamma": (2, lambda a, b: scipy.stats.gamma(a, loc=b)),
+    "StudentT": (3, lambda a, b, c: dist.StudentT(a, b, c)),
+    "Kumaraswamy": (2, lambda a, b: dist.Kumaraswamy(a, b)),
+    "LogNormal": (1, lambda a: dist.LogNormal(0.0, a)),
+    "Weibull": (2, lambda a, b: dist.Weibull(a, b)),
+    "Pareto": (2, lambda a, b: dist.Pareto(a, b)),
+    "truncated above": (3, lambda a, b, c: dist.TruncatedNormal(a, b, low=c)),
+    "truncated twice": (3, lambda a, b, c: dist.TruncatedNormal(a, b, low=c, high=c + a)),
+    "truncated t": (2, lambda a, b: dist.TruncatedDistribution(dist.StudentT(a, 0.0, 1.0), low=b)),
+    "scipy truncated": (2, lambda a, b: scipy.stats.truncnorm(a, a + b)),
+    "mixture": (
+        3,
+        lambda a, b, c: dist.MixtureSameFamily(
+            dist.Categorical(np.array([0.5, 0.5])), dist.Normal(np.array([0.0, a]), np.array([b, c]))
+        ),
+    ),
+    "Dirichlet": (3, lambda *a: dist.Dirichlet(np.array(a))),
+}
+
+
+def families():
+    """Every family with arguments of any size, a few impossible."""
+    sizes = st.floats(-2.0, 2.0).map(lambda x: float(10**x))
+    numbers = mostly(sizes, st.sampled_from([0.0, -1.0, 1e-300, 1e300, np.nan]), 50)
+    return st.sampled_from(sorted(FAMILIES)).flatmap(
+        lambda name: st.builds(Family, st.just(name), st.tuples(*[numbers] * FAMILIES[name][0]))
+    )
+
+
+def attempt_prior(case: Family) -> str:
+    r"""Ask for :math:`f(x(z))\,|dx/dz| = \phi(z)` where doubles can tell, and for values inside everywhere."""
+    try:
+        prior = nsflow.Prior({"a": FAMILIES[case.name][1](*case.arguments)})
+    except KINDS as error:
+        if not CLEAR.search(str(error)) and "invalid" not in str(error):  # numpyro's own, before ours
+            raise
+        return "clear error"
+    z = np.array([-37.0, -9.0, -5.0, -2.0, -0.5, 0.3, 1.0, 3.0, 6.0, 9.0, 37.0])[:, None] * np.ones(prior.num_dims)
+    with jax.enable_x64(True):
+        free = (lambda z: prior.forward(z)["a"][:2]) if prior.num_dims == 2 else (lambda z: prior.forward(z)["a"][None])
+        x = np.asarray(prior.forward(z)["a"])
+        slope = np.asarray(jax.vmap(jax.jacfwd(free))(jnp.asarray(z)))
+    assert np.all(np.isfinite(x))
+    density = np.asarray(prior.log_prob({"a": x}))
+    with np.errstate(all="ignore"):
+        error = density + np.linalg.slogdet(slope)[1] - np.asarray(prior.latent_log_prob(z))
+    low, high = (np.min(x), np.max(x))
+    scale = np.maximum(np.abs(x - low), 0) if prior.num_dims == 1 else x.min(axis=1)
+    is_told = (scale > 1e-6 * max(1.0, abs(low))) & np.isfinite(error) & (density > -600) & (np.abs(x).max() < 1e140)
+    if prior.num_dims == 1:
+        is_told &= (np.abs(high - x) > 1e-6 * max(1.0, abs(high))) & (np.abs(x) < 1e140)
+    assert np.all(np.abs(error[is_told]) < 1e-4), error[is_told]
+    return "right" if np.any(is_told) else "too near to edges to tell"
+
+
+# ---- all kinds
+
+KINDS_OF_CASES = {
+    "runs": (cases, attempt),
+    "calls": (wrong_calls(), attempt_call),
+    "priors": (families(), attempt_prior),
+    "checkpoints": (spoilt, attempt_checkpoint),
+}  # fmt: skip
+
+
 def main() -> None:
     """Count how many cases end how."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kind", choices=sorted(KINDS_OF_CASES), default="runs")
     arguments = parser.parse_args()
+    strategy, verdict = KINDS_OF_CASES[arguments.kind]
     counts, failures, longest = Counter(), [], [0.0]
 
     def too_long(*_):
@@ -492,7 +799,7 @@ def main() -> None:
         max_examples=arguments.examples, database=None, deadline=None, phases=[hypothesis.Phase.generate],
         suppress_health_check=list(hypothesis.HealthCheck),
     )  # fmt: skip
-    @hypothesis.given(cases())
+    @hypothesis.given(strategy())
     def every(case):
         start = time.process_time()
         signal.setitimer(signal.ITIMER_PROF, TIME_LIMIT)
@@ -500,7 +807,7 @@ def main() -> None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
-                counts[attempt(case)] += 1
+                counts[verdict(case)] += 1
         except BaseException as error:
             counts["neither"] += 1
             failures.append(f"{type(error).__name__}: {error}")
@@ -514,7 +821,12 @@ def main() -> None:
 
     start = time.perf_counter()
     every()
-    line = {"seed": arguments.seed, "examples": sum(counts.values()), **dict(sorted(counts.items()))}
+    line = {
+        "kind": arguments.kind,
+        "seed": arguments.seed,
+        "examples": sum(counts.values()),
+        **dict(sorted(counts.items())),
+    }
     line |= {"longest_seconds": round(longest[0], 1), "seconds": round(time.perf_counter() - start)}
     line |= {"version": nsflow.__version__ if hasattr(nsflow, "__version__") else "0.1.0"}
     print(json.dumps(line))

@@ -7,6 +7,7 @@ A manifest is replaced at once, after all that it names is on disk.
 
 import os
 import re
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,8 +21,9 @@ import numpy as np
 
 from nsflow.codec import Encoder, NotStorable, decode, given_by
 from nsflow.estimator import AbstractEstimator
-from nsflow.files import sync_folder, write_bytes
+from nsflow.files import as_path, open_regular, sync_folder, write_bytes
 from nsflow.identity import fingerprint, identify, recheck, require_same, require_same_likelihood
+from nsflow.integrity import require_whole
 from nsflow.journal import Columns, Journal, Recorded, read
 from nsflow.manifest import (
     MANIFEST,
@@ -38,7 +40,7 @@ from nsflow.state import Problem, Settings, State, StepInfo
 from nsflow.velocity import Architecture
 
 LOCK = "lock"
-OURS = re.compile(r"manifest|lock|(segment|journal)-\d+|\..*\.tmp")
+OURS = re.compile(r"manifest|lock|(segment|journal)-[0-9]+|\..*\.tmp")
 INTERVAL = 5.0  # seconds between two checkpoints, or twenty times what one takes
 SYNC = 1.0  # seconds between two times that the journal is forced to disk
 MAX_SEGMENTS = 64  # files; beyond, and where half of their bytes are out of date, all is written anew
@@ -89,17 +91,21 @@ class Checkpoint:
             blocks |= read_segment(self.path / name, keys)
             self._sizes[name] = (self.path / name).stat().st_size
         journal = _journal(self.problem)
-        journal.known, _ = read(read_bytes(self.path / manifest.journal))
+        journal.known, _ = _read_journal(self.path / manifest.journal)
         if manifest.root < 0:
             journal.check = self._check_first
             return None
         try:
             given = given_by(self.problem, self.settings)
-            state, trace = decode(manifest.nodes, manifest.root, given, blocks.__getitem__)
+            saved = decode(manifest.nodes, manifest.root, given, blocks.__getitem__)
+            require_whole(saved, self.problem, self.settings)
+            state, trace = saved
         except Exception as error:
             raise damaged(self.path / MANIFEST, f"{type(error).__name__}: {error}") from None
         self.likelihood = manifest.likelihood
         if self.likelihood is not None:
+            if not set(self.likelihood["rows"]) <= set(range(len(state.points.x))):
+                raise damaged(self.path / MANIFEST, "rows of points that exist are expected")
             recheck(self.path, self.likelihood, state)
         self._phase, self._num_steps = state.phase, len(trace)
         return replace(state, settings=self.settings), list(trace)
@@ -187,8 +193,11 @@ class Checkpoint:
     def _open_journal(self, name: str) -> None:
         self.close()
         # A record cut short by a kill would hide those that follow it.
-        _, whole = read(read_bytes(self.path / name))
-        self._journal = open(self.path / name, "r+b")
+        path = self.path / name
+        _, whole = _read_journal(path)
+        if path.stat(follow_symlinks=False).st_nlink > 1:  # of a copy made of hard links: the other is not ours
+            write_bytes(path, read_bytes(path)[:whole])
+        self._journal = open(open_regular(path, os.O_RDWR), "r+b")
         self._journal.truncate(whole)
         self._journal.seek(whole)
         _journal(self.problem).keep = self._keep
@@ -240,7 +249,7 @@ class Checkpoint:
         require_same_likelihood(self.path, *values, noise=0.0)
 
 
-def load_state(path: str | os.PathLike[str], problem: Problem, settings: Settings) -> tuple[State, int]:
+def load_state(path: Any, problem: Problem, settings: Settings) -> tuple[State, int]:
     """Read the state of a run, whatever its seed, without writing anything.
 
     Args:
@@ -254,7 +263,7 @@ def load_state(path: str | os.PathLike[str], problem: Problem, settings: Setting
     Raises:
         ValueError: If there is no checkpoint, or one that does not belong to this call or has no state yet.
     """
-    folder = Path(path)
+    folder = as_path("merge", path)
     if not (folder / MANIFEST).is_file():
         raise ValueError(f"expected the folder of a checkpoint; there is none at {folder}. Give the path of a run.")
     run = read_manifest(folder).run
@@ -269,7 +278,7 @@ def load_state(path: str | os.PathLike[str], problem: Problem, settings: Setting
 
 @contextmanager
 def opened(
-    path: str | os.PathLike[str], problem: Problem, settings: Settings, seed: int, start: Start | None = None
+    path: Any, problem: Problem, settings: Settings, seed: int, start: Start | None = None
 ) -> Iterator[tuple[Checkpoint, tuple[State, list[StepInfo]] | None]]:
     """Open a run's folder, or make it, and hold its lock.
 
@@ -288,28 +297,34 @@ def opened(
         ValueError: If something else is at `path`, or a checkpoint that does not belong to this call.
         OSError: If the folder cannot be written.
     """
-    folder = Path(path)
+    folder = as_path("checkpoint", path)
     exists = _check_path(folder)
     _demand_storable(problem, settings)
     checkpoint = Checkpoint(folder, problem, settings, seed, start)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sync_folder(folder.parent)
-        lock = open(folder / LOCK, "ab")
     except OSError as error:
         raise _unwritable(folder, error) from None
-    try:
-        _acquire(lock, folder)
-        saved = checkpoint.restore() if exists else None
+    with _locked(folder):
         try:
-            checkpoint.begin()
-        except OSError as error:
-            raise _unwritable(folder, error) from None
-        yield checkpoint, saved
-    finally:
-        checkpoint.close()
-        _journal(problem).keep = None
-        lock.close()
+            saved = checkpoint.restore() if exists else None
+            try:
+                checkpoint.begin()
+            except OSError as error:
+                raise _unwritable(folder, error) from None
+            yield checkpoint, saved
+        finally:
+            checkpoint.close()
+            _journal(problem).keep = None
+
+
+def _read_journal(path: Path) -> tuple[dict[bytes, dict[str, float]], int]:
+    data = read_bytes(path)
+    try:
+        return read(data)
+    except ValueError as error:
+        raise damaged(path, str(error)) from None
 
 
 def _journal(problem: Problem) -> Journal:
@@ -321,21 +336,55 @@ def _check_path(folder: Path) -> bool:
     """Whether there is a checkpoint; refuse to write over anything else."""
     if folder.name in ("", ".."):
         raise ValueError(f"`checkpoint` expected the path of a folder; got {str(folder)!r}. Write 'run.nsflow'.")
-    if (folder / MANIFEST).is_file():
-        return True
-    is_other = folder.exists() and not folder.is_dir()
-    if is_other or (folder.is_dir() and any(not OURS.fullmatch(entry.name) for entry in folder.iterdir())):
+    try:
+        entries = {entry.name: entry for entry in os.scandir(folder)}
+    except (FileNotFoundError, NotADirectoryError):
+        if not folder.exists():
+            return False
+        entries = None
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    is_known = entries is not None and MANIFEST in entries
+    if entries is None or not (is_known or all(map(OURS.fullmatch, entries))):
         raise ValueError(
             f"`checkpoint` expected a new path or an nsflow checkpoint; there is something else at {folder}. "
             "Nothing was written. Give another path."
         )
-    if folder.is_dir() and any(re.match("segment|journal-[2-9]", entry.name) for entry in folder.iterdir()):
+    for name, entry in entries.items():
+        if OURS.fullmatch(name) and not entry.is_file(follow_symlinks=False):
+            raise damaged(folder / name, "it is no file but a link, pipe, device or folder")
+    if not is_known and any(re.match("segment|journal-[2-9]", name) for name in entries):
         raise damaged(folder / MANIFEST, "it is missing")
-    return False
+    return is_known
+
+
+_HELD: set[tuple[int, int, int]] = set()  # folders in use: a process's file locks do not keep its own threads apart
+_HOLDING = threading.Lock()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder against other threads, and other processes where the system can."""
+    status = folder.stat()
+    key = (os.getpid(), status.st_dev, status.st_ino)
+    with _HOLDING:
+        if key in _HELD:  # the file is not opened either: to close it again would give up this process's lock
+            raise _in_use(folder, "run of this process")
+        _HELD.add(key)
+    try:
+        try:
+            lock = open(open_regular(folder / LOCK, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab")
+        except OSError as error:
+            raise _unwritable(folder, error) from None
+        with lock:
+            _acquire(lock, folder)
+            yield
+    finally:
+        with _HOLDING:
+            _HELD.discard(key)
 
 
 def _acquire(lock: BinaryIO, folder: Path) -> None:
-    """Lock the folder against other processes where the system can."""
     try:
         import fcntl
     except ImportError:  # not a POSIX system
@@ -343,11 +392,13 @@ def _acquire(lock: BinaryIO, folder: Path) -> None:
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
-        raise ValueError(
-            f"The checkpoint {folder} is in use by another process. Wait for it, or give another path."
-        ) from None
+        raise _in_use(folder, "process") from None
     except OSError:  # a file system without locks
         pass
+
+
+def _in_use(folder: Path, who: str) -> ValueError:
+    return ValueError(f"The checkpoint {folder} is in use by another {who}. Wait for it, or give another path.")
 
 
 def _demand_storable(problem: Problem, settings: Settings) -> None:

@@ -283,7 +283,7 @@ def _value(node: list[Any], values: list[Any], given: Given, block: Callable[[st
         case ["given", str(name)]:
             return given[name]
         case ["prior", int(phases)]:
-            return given["problem.prior"].turn(values[phases])
+            return _read_prior(given["problem.prior"], values[phases])
         case ["phase", str(name)]:
             return Phase(name)
         case ["scalar" | "jax" | "array" as kind, str(dtype), list(shape), data]:
@@ -306,6 +306,16 @@ def _value(node: list[Any], values: list[Any], given: Given, block: Callable[[st
     raise ValueError(f"a node {str(node)[:80]} that is none")
 
 
+def _read_prior(prior: Prior, phases: Any) -> Prior:
+    if (
+        not isinstance(phases, np.ndarray)
+        or phases.shape != prior.phases.shape
+        or not np.all((phases >= 0) & (phases < 1))
+    ):
+        raise ValueError(f"phases {str(phases)[:80]} of a prior of {prior.num_dims} coordinates")
+    return prior.turn(phases)
+
+
 def _read_array(kind: str, dtype: str, shape: list[int], data: Any, block: Callable[[str], bytes]) -> Any:
     parsed = np.dtype(dtype)
     if parsed.kind not in "biuf":
@@ -321,6 +331,8 @@ def _read_partial(kind: str, function: Any, args: list[Any]) -> Any:
     if not (FUNCTIONS.get(_name_or_none(function)) is function or type(function) is partial):
         raise ValueError("a call of something that is no listed function")
     if args and isinstance(args[0], Blueprint):
+        if args[0].architecture.depth > len(args[-1]):  # layers would be built without end
+            raise ValueError(f"a network of {args[0].architecture.depth} layers with {len(args[-1])} weights")
         graph, weights = velocity.put_together(args[0], args[-1])
         args = [graph, *args[1:-1], weights]
     return (Partial if kind == "Partial" else partial)(function, *args)

@@ -1,10 +1,14 @@
 """The two files of a result: `root.csv`, which anesthetic reads, and `root.json`, which holds everything else."""
 
 import csv
+import errno
 import hashlib
+import io
 import json
 import math
 import os
+import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +22,7 @@ VERSION = 1
 NON_FINITE = "$float"  # JSON has no NaN and no infinity: they are written {"$float": "-inf"}
 
 
-def paths(root: str | os.PathLike[str]) -> tuple[Path, Path]:
+def paths(root: Any) -> tuple[Path, Path]:
     """Return the CSV and the JSON file of a root, which may be given with either suffix.
 
     Args:
@@ -34,7 +38,7 @@ def paths(root: str | os.PathLike[str]) -> tuple[Path, Path]:
         >>> [path.as_posix() for path in paths("chains/run.json")]
         ['chains/run.csv', 'chains/run.json']
     """
-    path = Path(root)
+    path = as_path("root", root)
     if path.name in ("", ".."):
         raise ValueError(
             f"`root` expected the path of a run; got {os.fspath(root)!r}. Write 'chains/run', for example."
@@ -44,7 +48,7 @@ def paths(root: str | os.PathLike[str]) -> tuple[Path, Path]:
     return path.with_name(name + ".csv"), path.with_name(name + ".json")
 
 
-def write(root: str | os.PathLike[str], frame: Any, header: Mapping[str, Any]) -> None:
+def write(root: Any, frame: Any, header: Mapping[str, Any]) -> None:
     """Write a frame and its header, each file at once or not at all; the parent folders are made.
 
     Args:
@@ -70,7 +74,7 @@ def write(root: str | os.PathLike[str], frame: Any, header: Mapping[str, Any]) -
     write_bytes(info, (text + "\n").encode())
 
 
-def read(root: str | os.PathLike[str]) -> tuple[dict[str, Any], Float64[np.ndarray, "n columns"]]:
+def read(root: Any) -> tuple[dict[str, Any], Float64[np.ndarray, "n columns"]]:
     """Read what :func:`write` wrote.
 
     Args:
@@ -150,8 +154,8 @@ def _decode(value: dict[str, Any]) -> Any:
 
 def _read_header(path: Path) -> dict[str, Any]:
     try:
-        header = json.loads(path.read_text(encoding="utf-8"), object_hook=_decode)
-    except ValueError as error:  # also what is not UTF-8
+        header = json.loads(read_bytes(path).decode(), object_hook=_decode)
+    except (ValueError, TypeError, RecursionError) as error:  # also what is not UTF-8, and lists without end
         raise ValueError(
             f"`load` expected JSON in {path}; got a file that is damaged or cut short ({error}). "
             "Restore it from a copy; the samples alone can be read with `anesthetic.read_chains`."
@@ -171,25 +175,100 @@ def _read_header(path: Path) -> dict[str, Any]:
 
 def _read_table(path: Path) -> tuple[list[str], np.ndarray]:
     """Read an anesthetic CSV: a row of names, a row of labels, a row of index names, then index, weight, columns."""
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = csv.reader(file)
-        try:
+    try:
+        with io.StringIO(read_bytes(path).decode(), newline="") as file:
+            rows = csv.reader(file)
             columns = next(rows, [])[2:]
             next(rows, None)
             next(rows, None)
             # Python's own float is exact, which pandas' default reader is not (it errs in the last bit).
-            cells = [[float(cell) for cell in row[2:]] for row in rows]
+            cells = [[float(cell) if cell else math.nan for cell in row[2:]] for row in rows]
             values = np.array(cells, dtype=np.float64).reshape(len(cells), len(columns))
-        except (ValueError, csv.Error) as error:  # also what is not UTF-8
-            raise ValueError(
-                f"`load` expected a number in every cell of {path}; got a row that is damaged or cut short ({error}). "
-                "Restore the file from a copy."
-            ) from error
+    except (ValueError, csv.Error) as error:  # also what is not UTF-8
+        raise ValueError(
+            f"`load` expected a number in every cell of {path}; got a row that is damaged or cut short ({error}). "
+            "Restore the file from a copy."
+        ) from error
     return columns, values
 
 
 def _digest(values: np.ndarray) -> str:
+    values = np.where(np.isnan(values), np.nan, values)  # whose sign and payload a CSV does not keep
     return hashlib.sha256(np.ascontiguousarray(values, dtype="<f8").tobytes()).hexdigest()
+
+
+def as_path(owner: str, value: Any) -> Path:
+    """Turn what a user gave into a path, with `~` for their home.
+
+    Args:
+        owner: The argument's name, for the message.
+        value: What was given.
+
+    Returns:
+        The path.
+
+    Raises:
+        TypeError: If it is neither a string nor a path.
+        ValueError: If no file can have this name.
+        OSError: If it is too long for the file system.
+
+    Example:
+        >>> as_path("root", "chains/run").as_posix()
+        'chains/run'
+    """
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise TypeError(f"`{owner}` expected a path, as a string or a pathlib.Path; got {value!r}.")
+    try:
+        path = Path(text).expanduser()
+        os.lstat(path)
+    except (ValueError, RuntimeError) as error:  # a zero byte, half of a surrogate pair, the home of nobody
+        raise ValueError(f"`{owner}` expected the path of a file; got {text!r} ({error}).") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            message = (
+                f"`{owner}` expected a name that the file system takes; got {len(text)} characters: {text[:80]}..."
+            )
+            raise OSError(error.errno, message) from None
+        path = Path(text).expanduser()  # not there yet
+    return path
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY, *, follows: bool = False) -> int:
+    """Open a file that is one: a link could lead anywhere, and of a pipe the opening alone may last for ever.
+
+    Args:
+        path: The file.
+        flags: How to open it, as in `os.open`.
+        follows: Whether it may be a link to a file.
+
+    Returns:
+        Its descriptor.
+
+    Raises:
+        OSError: If it is a link, pipe, device or folder, or cannot be opened.
+    """
+    # Systems that lack these flags lack the things, too.
+    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    flags |= 0 if follows else getattr(os, "O_NOFOLLOW", 0)
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no file but a link, pipe, device or folder", str(path))
+    return descriptor
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file, which may be a link to one.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content.
+    """
+    with open(open_regular(path, follows=True), "rb") as file:
+        return file.read()
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -206,9 +285,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 @contextmanager
 def _replacing(path: Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
     """Write a file under another name in the same folder, then rename: a crash leaves the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A name that nobody can foresee, and a file that did not exist: a link in its place would lead elsewhere.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    descriptor = open_regular(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
-        with open(temporary, mode, **options) as file:
+        with open(descriptor, mode, **options) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

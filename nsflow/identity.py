@@ -106,7 +106,7 @@ def recheck(folder: Path, there: dict[str, Any], state: State) -> None:
 
 
 def require_same_likelihood(folder: Path, there: np.ndarray, here: np.ndarray, noise: float) -> None:
-    """Compare log-likelihoods up to rounding, or to ten times their noise.
+    """Compare log-likelihoods up to a thousandth of a nat, their rounding, and ten times their noise.
 
     Args:
         folder: The checkpoint.
@@ -117,13 +117,31 @@ def require_same_likelihood(folder: Path, there: np.ndarray, here: np.ndarray, n
     Raises:
         ValueError: If they differ.
     """
-    with np.errstate(invalid="ignore"):
-        is_near = np.abs(here - there) <= 1e-7 * np.maximum(1.0, np.abs(there)) + 10 * noise
+    with np.errstate(invalid="ignore", over="ignore"):
+        is_near = np.abs(here - there) <= _rounding(there, here) + 10 * noise
     differs = (here != there) & ~is_near & ~(np.isnan(here) & np.isnan(there))
     if np.any(differs):
         i = int(np.argmax(differs))
         difference = f"a log-likelihood of {there[i]} at one of its draws; got {here[i]} there now"
         raise _mismatch(folder, difference, "likelihood")
+
+
+SLIGHT = 1e-3  # nats by which a likelihood may change unseen: no evidence is known as well
+
+
+def _rounding(there: np.ndarray, here: np.ndarray) -> np.ndarray:
+    """Nats by which one likelihood's values may differ on another machine, or in batches of other sizes.
+
+    Sums of 10^6 terms differ by a thousand spacings of float64, which at -10^9 nats are 10^-4; those of float32, whose
+    sums XLA makes in pairs, by a few. Numbers that are all exact in float32 were computed in it, but for one
+    in 10^8.
+    """
+    size = np.maximum(np.abs(there), np.abs(here))
+    both = np.concatenate([there, here])
+    is_whole = np.all((both == np.round(both)) & (np.abs(both) < 2**23))  # which says nothing
+    is_single = np.array_equal(both, both.astype(np.float32).astype(np.float64), equal_nan=True) and not is_whole
+    eps = 16 * np.finfo(np.float32).eps if is_single else 1000 * np.finfo(np.float64).eps
+    return np.maximum(np.minimum(1e-7 * np.maximum(1.0, size), SLIGHT), np.where(np.isfinite(size), eps * size, 0.0))
 
 
 def _values(state: State, rows: np.ndarray) -> np.ndarray:

@@ -78,12 +78,12 @@ class Target:
         assert self._gradient is not None
         if isinstance(self.likelihood, Recorded):
             rows = np.append(x, np.nan)[None]  # no digest of parameters, which are never NaN
-            both = self.likelihood.journal.recall(rows, lambda _: self._both(x), price=self.price)
+            names = ("value", *(f"gradient {i}" for i in range(len(x))))
+            both = self.likelihood.journal.recall(rows, lambda _: self._both(x), price=self.price, columns=names)
         else:
             both = self._both(x)
         self.num_calls += self.price
-        value, *gradient = (column[0] for column in both.values())
-        return float(value), np.array(gradient)
+        return float(both["value"][0]), np.array([both[f"gradient {i}"][0] for i in range(len(x))])
 
     def _both(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """Value and gradient, as columns of one row."""

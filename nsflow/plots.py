@@ -15,13 +15,13 @@ from scipy.stats import gaussian_kde
 
 from nsflow.arguments import instance, texts, truth
 from nsflow.arithmetic import with_own_arithmetic
+from nsflow.drawing import as_number, settable, spread, steady
 from nsflow.evidence import pareto_tail
-from nsflow.results import MAX_PLOT_PARAMS, Results
+from nsflow.results import MAX_KERNELS, MAX_PLOT_PARAMS, Results
 
 # Okabe & Ito (2008): told apart with any colour vision.
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 PHASES = {"ladder": SKY, "scouting": PURPLE, "posterior": ORANGE, "frozen": GREEN}
-MAX_KERNELS = 4000  # of a density: more cannot be seen, and 66 panels of them take 10 seconds
 SCALES = (1.0, 0.5, 0.25, 0.125)  # kernel widths that are tried
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -93,12 +93,13 @@ def triangle(result: Results, params: Sequence[str] | None = None, dark: bool = 
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise ValueError(f"`params` expected names among {tuple(known)}; got {unknown or names}.")
+    draws = {name: spread(draws[name], seed) for seed, name in enumerate(names)}
     scales: dict[str, Any] = {name: _bandwidth_scale(draws[name]) for name in names}
     size = float(np.clip(1.15 * len(names) + 0.9, 4.5, 13))
     frames: dict[Any, Any] = {"axes.grid": False, "axes.spines.right": True, "axes.spines.top": True}
-    with _style(dark) as (blue, _, _), rc_context(frames):
+    with _style(dark) as (blue, _, _), rc_context(frames), steady():
         figure = Figure(figsize=(size, size))
-        labels = dict(zip(result.names, result.labels, strict=True))
+        labels = dict(zip(result.names, map(settable, result.labels), strict=True))
         _, axes = make_2d_axes(names, labels=labels, fig=figure, upper=False)
         # anesthetic's frames plot all panels at once, through pandas, whose care for shared axes takes 40 of 70 seconds
         # of twelve parameters; and smooth all alike.
@@ -155,7 +156,7 @@ def trace(result: Results, dark: bool = False) -> Figure:
     _check("trace", result, dark)
     if not result.trace:
         raise ValueError("`trace` expected a result with a trace; this one has none: it was not made by `nsflow.run`.")
-    column = {name: np.array([step.get(name, np.nan) for step in result.trace], float) for name in TRACED}
+    column = {name: np.array([as_number(step.get(name)) for step in result.trace]) for name in TRACED}
     has_times = bool(np.isfinite(column["seconds"]).any())
     steps = np.arange(1, len(result.trace) + 1)
     with _style(dark) as (blue, red, green):
@@ -173,8 +174,8 @@ def trace(result: Results, dark: bool = False) -> Figure:
         _plot_steps(panels[2], steps, column["ess"], "ESS", blue)
         panels[2].set_yscale("log")
         _label_short(panels[2].yaxis, np.min(column["ess"]), np.max(column["ess"]))
-        target = result.settings.get("ess")
-        if isinstance(target, int | float):
+        target = as_number(result.settings.get("ess"))
+        if np.isfinite(target):
             panels[2].axhline(target, color=red, linestyle="--", linewidth=1)
             panels[2].annotate(
                 "target", (0, target), xycoords=("axes fraction", "data"), xytext=(4, -3), textcoords="offset points",
@@ -188,7 +189,7 @@ def trace(result: Results, dark: bool = False) -> Figure:
         panels[-1].set_xlabel("step")
         panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[-1].set_xlim(0.5, len(steps) + 0.5)
-        _shade_phases(panels, [str(step.get("phase", "")) for step in result.trace])
+        _shade_phases(panels, [settable(str(step.get("phase", ""))) for step in result.trace])
         figure.align_ylabels()
     return figure
 
@@ -317,7 +318,7 @@ def levels(result: Results, dark: bool = False) -> Figure:
         top = log_likelihood[-1]
         below_top = log_likelihood < top
         above.plot(depth[below_top], top - log_likelihood[below_top], color=blue)
-        contours = np.unique([s["contour"] for s in result.trace if np.isfinite(s.get("contour", np.nan))])
+        contours = np.unique([as_number(step.get("contour")) for step in result.trace])  # NaN is on no side of the next
         contours = contours[contours < log_likelihood[below_top].max(initial=-np.inf)]
         at = np.interp(contours, log_likelihood, depth)
         above.plot(at, top - contours, "o", color=red, markersize=4, label="contours of the ladder")
@@ -352,9 +353,6 @@ def save(figure: Figure, file: Any, suffix: str, dpi: int = 160) -> None:
         file: Path or binary file.
         suffix: "png", "pdf" or "svg".
         dpi: Pixels an inch.
-
-    Raises:
-        ValueError: If a label is TeX that matplotlib cannot read.
     """
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with rc_context({"svg.hashsalt": "nsflow", "pdf.fonttype": 42}):  # and text in a PDF stays text

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from nsflow.arithmetic import with_own_arithmetic
 from nsflow.diagnostics import advice, diagnostics
+from nsflow.drawing import as_number, printable
 from nsflow.plots import KINDS, save
 from nsflow.results import MAX_PLOT_PARAMS, Results
 from nsflow.tables import evidence, marginals, number
@@ -71,7 +72,12 @@ def render(result: Results, title: str) -> str:
         raise ImportError("`nsflow report` needs jinja2: pip install 'nsflow[terminal]'") from error
     # Names come from the user, or from the file of a stranger: everything is escaped.
     pages = Environment(
-        loader=PackageLoader("nsflow"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("nsflow"),
+        autoescape=True,
+        finalize=_visible,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return pages.get_template("report.html").render(
         title=title,
@@ -93,6 +99,13 @@ def render(result: Results, title: str) -> str:
     )
 
 
+def _visible(value: Any) -> Any:
+    """Escape the control characters of a text, before its HTML is."""
+    if isinstance(value, str) and not hasattr(value, "__html__"):
+        return printable(value, kept="\N{NO-BREAK SPACE}")
+    return value
+
+
 def _marked(text: str) -> list[tuple[str, bool]]:
     """Split at backquotes: pieces of text, and whether each is code."""
     return [(piece, i % 2 == 1) for i, piece in enumerate(text.split("`"))]
@@ -110,7 +123,7 @@ def _picture(result: Results, kind: str) -> Picture:
     title, caption = CAPTIONS[kind]
     try:
         light, dark = (_uri(result, kind, dark) for dark in (False, True))
-    except ValueError as error:  # no draw of positive weight, no volumes, no trace
+    except (ValueError, ArithmeticError) as error:  # no draw of positive weight, no volumes, no trace
         return Picture(kind, title, caption, "", "", str(error))
     return Picture(kind, title, caption, light, dark)
 
@@ -124,8 +137,8 @@ def _uri(result: Results, kind: str, dark: bool) -> str:
 
 
 def _seconds(result: Results) -> str:
-    seconds = result.trace[-1].get("seconds", math.nan) if result.trace else math.nan
-    return str(timedelta(seconds=round(seconds))) if math.isfinite(seconds) else ""
+    seconds = as_number(result.trace[-1].get("seconds")) if result.trace else math.nan
+    return str(timedelta(seconds=round(seconds))) if abs(seconds) < 1e13 else ""
 
 
 def _steps(result: Results) -> list[dict[str, str] | None]:
@@ -138,8 +151,7 @@ def _steps(result: Results) -> list[dict[str, str] | None]:
 
 def _step(i: int, step: dict[str, Any]) -> dict[str, str]:
     def value(name: str) -> float:
-        given = step.get(name)
-        return float(given) if isinstance(given, int | float) else math.nan
+        return as_number(step.get(name))
 
     def show(name: str, digits: int) -> str:
         return f"{value(name):.{digits}f}" if math.isfinite(value(name)) else "\N{EN DASH}"

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, no_type_check
+from typing import Any, get_type_hints, no_type_check
 
 import numpy as np
 from jaxtyping import Float64
@@ -26,11 +26,14 @@ from nsflow.arguments import (
     truth,
 )
 from nsflow.arithmetic import with_own_arithmetic
+from nsflow.declaration import conforms
+from nsflow.drawing import printable, settable, spread, steady
 from nsflow.volumes import num_live
 
 # Columns that the frames and the CSV file add to the parameters'; "weights" is the name of anesthetic's index.
 RESERVED = ("logL", "log_weights", "nlive", "weights")
 ARRAYS = ("samples", "log_likelihood", "log_weights")
+MAX_KERNELS = 4000  # of a density: more cannot be seen, and 66 panels of them take 10 seconds
 MAX_PLOT_PARAMS = 12  # 66 panels of two parameters; more cannot be read
 
 
@@ -127,6 +130,7 @@ class Results:
         clean: dict[str, Any] = {"labels": tuple(map(_label, names, labels))}
         for name in ARRAYS:
             clean[name] = np.array(getattr(self, name))
+            clean[name][np.isnan(clean[name])] = np.nan  # of one sign, as a file brings it back
             clean[name].setflags(write=False)
         for name in ("logZ", "logZ_err", "ess", "khat", "max_weight_share"):
             clean[name] = float(getattr(self, name))
@@ -179,8 +183,11 @@ class Results:
         Raises:
             ValueError: If `num_samples` is below one or no draw has a weight.
         """
+        most = np.nan_to_num(self.ess, nan=1.0, posinf=np.inf)  # of a stranger's file it may be anything
         num = (
-            max(1, int(self.ess)) if num_samples is None else _positive("posterior draws", num_samples, len(self.names))
+            max(1, int(min(most, len(self.log_weights))))
+            if num_samples is None
+            else _positive("posterior draws", num_samples, len(self.names))
         )
         seed = integer(0)("`seed`", seed)
         self._demand_weights("posterior")
@@ -294,23 +301,44 @@ class Results:
         """Corner plot of the posterior: densities on the diagonal, 68 % and 95 % contours below.
 
         Args:
-            params: Columns to plot; default all, or the first twelve of more.
+            params: Columns to plot; default all that have a value at every draw, or the first twelve of more.
             **kwargs: For `anesthetic.MCMCSamples.plot_2d`, such as ``kind="scatter"`` or ``label="run 1"``.
 
         Returns:
             The axes, an `anesthetic` frame of matplotlib's, onto which further results can be plotted by ``axes=``.
 
         Raises:
-            ValueError: If a name is not a column or no draw has a weight.
+            ValueError: If a name is not a column or has no values, or no draw has a weight.
         """
-        params = list(self.names[:MAX_PLOT_PARAMS] if params is None else texts("`params`", params))
-        unknown = [name for name in params if name not in (*self.names, "logL")]
+        self._demand_weights("plot_2d")
+        alive = self._relative_weights() > 0
+        columns = dict(zip(self.names, self.samples[alive].T, strict=True)) | {"logL": self.log_likelihood[alive]}
+        if params is None:
+            params = [name for name in self.names if np.isfinite(columns[name]).all()][:MAX_PLOT_PARAMS]
+        params = list(texts("`params`", params))
+        unknown = [name for name in params if name not in columns or not np.isfinite(columns[name]).any()]
         if unknown or not params:
-            raise ValueError(f"`params` expected names among {(*self.names, 'logL')}; got {unknown or params}.")
+            known = tuple(name for name, column in columns.items() if np.isfinite(column).any())
+            raise ValueError(f"`params` expected names among {known}; got {unknown or params}.")
         axes = kwargs.pop("axes", params)
         kwargs.setdefault("kind", "kde")
-        return self.to_anesthetic().plot_2d(axes, **kwargs)
+        with steady():
+            return self._drawn(columns).plot_2d(axes, **kwargs)
 
+    def _drawn(self, columns: dict[str, np.ndarray]) -> Any:
+        """Samples of which anesthetic can draw every column."""
+        # Draws of equal weights: those of others it joins in triangles, which fail between integers and on curves.
+        num = int(np.clip(np.nan_to_num(self.ess), 1000, 10_000))
+        frame = self.to_anesthetic().compress(num, weighted=False)
+        for seed, name in enumerate(columns):
+            values = frame[name].to_numpy()
+            frame[name] = spread(np.where(np.isfinite(values), values, np.nan), seed)
+            label = dict(zip(self.names, self.labels, strict=True)).get(name)
+            if label is not None:
+                frame.set_label(name, settable(label))
+        return frame
+
+    @no_type_check  # its own messages come before a run-time checker's
     @with_own_arithmetic
     def save(self, root: str | os.PathLike[str]) -> None:
         """Write ``root.csv``, which `anesthetic.read_chains` reads, and ``root.json`` with everything else.
@@ -356,7 +384,8 @@ class Results:
     def __repr__(self) -> str:
         per_sample = f"{self.num_calls / self.ess:.1f}" if self.ess > 0 else "infinitely many"
         lines = [
-            f"Results of {len(self.names)} parameters: {', '.join(self.names[:6])}{', ...' * (len(self.names) > 6)}"
+            f"Results of {len(self.names)} parameters: {', '.join(map(printable, self.names[:6]))}"
+            + ", ..." * (len(self.names) > 6)
             + f" ({len(self.derived)} of them derived)" * bool(self.derived),
             f"  logZ         {self.logZ:.4f} +- {self.logZ_err:.4f} nats",
             f"  information  {self.information:.2f} nats",
@@ -364,8 +393,8 @@ class Results:
             f"  calls        {self.num_calls}, {per_sample} per effective sample",
             f"  weights      k-hat {self.khat:.2f}, largest share {self.max_weight_share:.2g}",
         ]
-        lines += [] if self.finished else [f"  UNFINISHED   {self.stop_reason or 'no reason given'}"]
-        lines += [f"  ALARM        {alarm}" for alarm in self.alarms]
+        lines += [] if self.finished else [f"  UNFINISHED   {printable(self.stop_reason) or 'no reason given'}"]
+        lines += [f"  ALARM        {printable(alarm)}" for alarm in self.alarms]
         return "\n".join(lines)
 
     def _header(self) -> dict[str, Any]:
@@ -409,6 +438,7 @@ class Results:
         return rows[np.isfinite(self.log_weights[rows]) | np.isneginf(self.log_likelihood[rows])]
 
 
+@no_type_check  # its own messages come before a run-time checker's
 @with_own_arithmetic
 def load(root: str | os.PathLike[str]) -> Results:
     """Read a result that :meth:`Results.save` wrote.
@@ -424,16 +454,29 @@ def load(root: str | os.PathLike[str]) -> Results:
         ValueError: If they are damaged, not nsflow's, of a newer format, or do not belong together.
     """
     header, values = files.read(root)
+    info = files.paths(root)[1]
+    header = {"derived": [], **header}  # results of version 0.1.0 have none
+    declared, keywords = get_type_hints(Results), {}
+    for f in fields(Results):
+        if f.name in ARRAYS:
+            continue
+        if f.name not in header:
+            raise ValueError(f"`load` expected {f.name!r} in {info}; it is missing. Restore the file.")
+        is_tuple = f.name in ("names", "labels", "derived", "alarms") and isinstance(header[f.name], list)
+        keywords[f.name] = tuple(header[f.name]) if is_tuple else header[f.name]
+        if not conforms(keywords[f.name], declared[f.name]):
+            shown = repr(header[f.name])[:80]
+            raise ValueError(
+                f"`load` expected another {f.name!r} in {info}; got {shown}. Restore the file from a copy."
+            )
+    if header["columns"] != [*keywords["names"], "logL", "log_weights"]:
+        raise ValueError(f"`load` expected the names and columns in {info} to agree. Restore the file from a copy.")
     try:
-        header = {"derived": (), **header}  # results of version 0.1.0 have none
-        keywords = {f.name: header[f.name] for f in fields(Results) if f.name not in ARRAYS}
-        for name in ("names", "labels", "derived", "alarms"):
-            keywords[name] = tuple(keywords[name])
-    except KeyError as error:
+        return Results(samples=values[:, :-2], log_likelihood=values[:, -2], log_weights=values[:, -1], **keywords)
+    except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"`load` expected {error} in {files.paths(root)[1]}; it is missing. Restore the file."
+            f"`load` expected in {info} what a run writes; {error} Restore the file from a copy."
         ) from error
-    return Results(samples=values[:, :-2], log_likelihood=values[:, -2], log_weights=values[:, -1], **keywords)
 
 
 def _positive(what: str, num_samples: Any, width: int) -> int:

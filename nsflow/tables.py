@@ -8,6 +8,7 @@ import numpy as np
 
 from nsflow.arithmetic import with_own_arithmetic
 from nsflow.diagnostics import advice
+from nsflow.drawing import as_number, printable
 from nsflow.results import Results
 
 
@@ -94,11 +95,6 @@ def evidence(result: Results, base10: bool = False) -> str:
     return f"{number(value, error)} +- {number(error, error)}"
 
 
-def printable(text: str) -> str:
-    """Replace what a terminal would obey instead of showing it: a file may come from a stranger."""
-    return "".join(sign if sign.isprintable() else "?" for sign in text)
-
-
 @with_own_arithmetic
 def summary(result: Results) -> str:
     """Write evidence, parameters, diagnostics and alarms.
@@ -118,8 +114,8 @@ def summary(result: Results) -> str:
         f"calls           {result.num_calls}, {per_sample} per effective sample",
         f"weights         k-hat {result.khat:.2f}, largest share {result.max_weight_share:.2g}",
     ]
-    if seconds := [step["seconds"] for step in result.trace[-1:] if "seconds" in step]:
-        lines.append(f"time            {seconds[0]:.0f} s in {len(result.trace)} steps")
+    if math.isfinite(seconds := as_number(result.trace[-1].get("seconds")) if result.trace else math.nan):
+        lines.append(f"time            {seconds:.0f} s in {len(result.trace)} steps")
     rows = marginals(result)
     if rows:
         lines += ["", *_table([("parameter", "mean", "deviation", "2.5 %", "median", "97.5 %"), *rows])]

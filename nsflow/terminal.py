@@ -6,6 +6,7 @@ import importlib.util
 import io
 import math
 import os
+import shlex
 import sys
 import sysconfig
 import tempfile
@@ -17,11 +18,13 @@ from types import ModuleType
 from typing import Any
 
 from nsflow import files
+from nsflow.drawing import printable
 from nsflow.results import Results, load
 from nsflow.tables import comparison, summary
 from nsflow.versions import version_of
 
 FINE, DOUBTFUL, USAGE, MODEL, UNSAVED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+LINES = "\n\t"  # of a traceback
 KINDS = ("triangle", "trace", "weights", "levels")  # of nsflow.plots, which takes a second to import
 
 MODEL_FILE = """
@@ -69,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # a name in Greek must not end a command where the terminal is ASCII
     try:
         arguments = _parser().parse_args(argv)
+        for name in {"model", "output", "run", "a", "b"} & vars(arguments).keys():
+            path = getattr(arguments, name)
+            setattr(arguments, name, path and os.path.expanduser(path))  # a shell leaves --output=~/run as it is
         code = int(arguments.command(arguments))
         getattr(sys.stdout, "flush", lambda: None)()  # a program that calls this may have put anything in its place
         return code
@@ -89,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(code: int, message: object) -> int:
-    print(f"nsflow: {message}", file=sys.stderr)
+    print(f"nsflow: {printable(str(message), kept=LINES)}", file=sys.stderr)
     return code
 
 
@@ -252,8 +258,7 @@ def _run(arguments: Any) -> int:
             print(summary(result))
         return _fail(UNSAVED, f"could not write {root} ({error}). The result is in {rescue}.csv and .json: move it.")
     if not arguments.quiet:
-        print(summary(result))
-        print(f"\nSaved {root}.csv and .json. Next: nsflow report {root}")
+        print(f"\nSaved {root}.csv and .json. Next: nsflow report {shlex.quote(root)}")
     return _code(result)
 
 

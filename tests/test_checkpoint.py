@@ -6,9 +6,12 @@ import json
 import os
 import pickle
 import re
+import struct
 import subprocess
 import sys
+import time
 import tokenize
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +24,7 @@ from safetensors.numpy import save_file
 from scipy import special
 
 import nsflow
-from nsflow import checkpoint, codec, identity, journal, manifest
+from nsflow import checkpoint, codec, files, identity, journal, manifest
 from nsflow.action_matching import ActionMatching
 from nsflow.base import EdgedBall
 from nsflow.energy import Conservative
@@ -386,6 +389,79 @@ def test_checkpoint_in_use_is_refused(copy):
         other.communicate("\n")
 
 
+def test_checkpoint_in_use_by_a_run_of_this_process_is_refused(copy, whole):
+    """File locks are a process's, and are lost when it closes any of its descriptors of the file."""
+    refused = []
+
+    def again(p):
+        with pytest.raises(ValueError, match="in use by another run of this process"):
+            run(copy)
+        code = HOLD.replace("LOCK_EX", "LOCK_EX | fcntl.LOCK_NB")
+        other = subprocess.run([sys.executable, "-c", code, copy / "lock"], input="", capture_output=True, text=True)
+        refused.append("BlockingIOError" in other.stderr)
+        return gaussian(p)
+
+    assert run(copy, again) == whole  # three points are compared
+    assert refused == [True]
+    assert run(copy) == whole  # it was given back
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "message"),
+    [
+        (5, TypeError, "`checkpoint` expected a path, as a string or a pathlib.Path; got 5"),
+        (True, TypeError, "`checkpoint` expected a path"),
+        (b"run", TypeError, "`checkpoint` expected a path"),
+        (io.BytesIO(), TypeError, "`checkpoint` expected a path"),
+        ("a\0b", ValueError, "`checkpoint` expected the path of a file"),
+        ("\ud800", ValueError, "`checkpoint` expected the path of a file"),
+        ("a" * 300, OSError, "`checkpoint` expected a name that the file system takes; got 300 characters"),
+        ("a" * 250, OSError, "`checkpoint` expected"),
+        ("", ValueError, "`checkpoint` expected the path of a folder"),
+    ],
+    ids=str,
+)
+def test_what_is_no_path_is_refused(path, error, message, tmp_path, monkeypatch):
+    if path == "a" * 250:
+        path = "/".join(["a" * 250] * 20)  # of which no part is too long
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=re.escape(message)):
+        run(path, lambda p: pytest.fail("called"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_home_is_expanded(copy, whole, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(copy.parent))
+    assert run("~/run.nsflow") == whole
+    monkeypatch.chdir(tmp_path)
+    assert not (tmp_path / "~").exists()
+    whole.save("~/result")
+    assert nsflow.load("~/result.json") == whole == nsflow.load(tmp_path / "result")
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e6, 1e9, 1e12])
+@pytest.mark.parametrize("change", [20.0, 0.5])
+def test_likelihoods_are_compared_in_nats(size, change):
+    there = -size * np.pi * np.array([0.3, 0.4, 0.5])
+    with pytest.raises(ValueError, match="a log-likelihood of"):
+        identity.require_same_likelihood(Path("x"), there, there - change, noise=0.0)
+    identity.require_same_likelihood(Path("x"), there, there * (1 + 100 * np.finfo(float).eps), noise=0.0)
+    single = there.astype(np.float32)
+    with np.errstate(over="ignore"):
+        rounded = np.nextafter(np.nextafter(single, np.float32(0)), np.float32(0))
+    identity.require_same_likelihood(Path("x"), single.astype(float), rounded.astype(float), noise=0.0)
+    identity.require_same_likelihood(Path("x"), there, there - change, noise=change)  # it is noisy
+
+
+def test_large_likelihood_whose_constant_changed_is_another(tmp_path):
+    path = tmp_path / "run.nsflow"
+    run(path, lambda p: gaussian(p) - 1e9, max_calls=1500)
+    with pytest.raises(ValueError, match="a log-likelihood of"):
+        run(path, lambda p: gaussian(p) - 1e9 - 20, max_calls=1500)
+    with pytest.raises(ValueError, match="a log-likelihood of"):
+        nsflow.merge([path, path], log_likelihood=nsflow.HostLikelihood(lambda p: gaussian(p) - 1e9 - 20), prior=PRIOR)
+
+
 class Opaque(nsflow.AbstractEstimator):
     """Fits a density of a class that no checkpoint knows."""
 
@@ -608,6 +684,189 @@ def test_segment_of_other_blocks_is_refused(copy):
     segment = next(copy.glob("segment-*"))
     save_file({"0" * 32: np.zeros(8, np.uint8)}, segment)
     with pytest.raises(ValueError, match="is damaged or cut short"):
+        run(copy)
+
+
+def beside(path):
+    """A file beside a checkpoint that a stranger may be after."""
+    victim = path.parent / "victim"
+    victim.write_bytes(b"mine" * 100)
+    return victim
+
+
+def unharmed(victim):
+    names = {entry.name for entry in victim.parent.iterdir()} - {"run.nsflow"}
+    return victim.read_bytes() == b"mine" * 100 and names == {"victim"}
+
+
+@pytest.mark.parametrize(
+    "name", ["{}", "../victim", "./journal-3", "lock", "journal-0", "journal-\u0663", "journal-3/"]
+)
+@pytest.mark.parametrize("what", ["journal", "segments"])
+def test_manifest_names_no_file_outside_its_folder(what, name, copy):
+    victim = beside(copy)
+    name = name.format(victim)
+
+    def change(head, nodes):
+        return head | {what: {name: []} if what == "segments" else name}, nodes
+
+    rewrite(copy, change)
+    with pytest.raises(ValueError, match=r"is damaged or cut short .*expected"):
+        run(copy)
+    assert unharmed(victim)
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "folder"])
+@pytest.mark.parametrize("name", ["manifest", "lock", "journal", "segment"])
+def test_only_files_are_opened(name, kind, copy):
+    """A pipe hung for ever, and what a link led to was made or cut off."""
+    victim, file = beside(copy), next(copy.glob(f"{name}*"))
+    file.unlink()
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        file.symlink_to(victim if kind == "link" else victim.with_name("new"))
+    with pytest.raises(ValueError, match="is damaged or cut short .it is no file but a link, pipe, device or folder"):
+        run(copy)
+    assert unharmed(victim)
+
+
+def test_links_are_not_followed_where_they_come_late(tmp_path):
+    """After the folder was looked at: what opens a file does not follow one either."""
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "link").symlink_to(victim)
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe"):
+        with pytest.raises(ValueError, match="is damaged"):
+            manifest.read_bytes(tmp_path / name)
+        with pytest.raises(OSError, match="link"):
+            os.close(files.open_regular(tmp_path / name, os.O_RDWR))
+    assert victim.read_text() == "mine"
+
+
+def test_copy_of_hard_links_is_not_written_to(copy, tmp_path):
+    journal_file = next(copy.glob("journal-*"))
+    with journal_file.open("ab") as file:
+        file.write(b"cut short")
+    kept = tmp_path / "backup"
+    os.link(journal_file, kept)
+    run(copy)
+    assert kept.read_bytes().endswith(b"cut short")
+
+
+def piece(names, num_rows=1, num_columns=1):
+    """A record with a right checksum."""
+    body = names + bytes(num_rows * (journal.DIGEST + 8 * num_columns))
+    return struct.pack("<4sIIII", b"nsfj", num_rows, num_columns, len(names), zlib.crc32(body)) + body
+
+
+RECORDS = [
+    piece(b"["),
+    piece(b"[" * 100_000),
+    piece(b"{}"),
+    piece(b'["a", "b"]'),
+    piece(b'["a"]', 0),
+    piece(b"[]", 1, 0),
+]
+RECORDS += [piece(b'["a", "a"]', 1, 2), piece(b"[1]"), piece(b"\xff")]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: str(record[20:30]))
+def test_records_that_nobody_wrote_are_refused(record, copy):
+    with next(copy.glob("journal-*")).open("ab") as file:
+        file.write(record)
+    with pytest.raises(ValueError, match="journal-[0-9]+ is damaged or cut short"):
+        run(copy)
+
+
+def test_known_values_of_other_columns_are_not_taken():
+    rows, pieces = np.arange(4.0)[:, None], []
+    journal.Journal(pieces.append).recall(rows, lambda piece: {"value": rows[piece, 0]})
+    known, _ = journal.read(b"".join(pieces))
+    again = journal.Journal(known=known).recall(rows, lambda piece: {"log_likelihood": 2 * rows[piece, 0]})
+    assert again["log_likelihood"].tolist() == [0, 2, 4, 6]
+
+
+def test_many_small_records_are_read_in_linear_time():
+    """300 000 took more than five minutes."""
+    data = journal.record([bytes(journal.DIGEST)], {"log_likelihood": np.zeros(1)}) * 100_000
+    began = time.process_time()
+    assert journal.read(data)[1] == len(data)
+    assert time.process_time() - began < 5
+
+
+def restate(path, name, *nodes):
+    """Set a field of the state; the last node is its value, and may refer to those before from `{0}` on."""
+
+    def change(head, old):
+        first = len(old)
+        new = [
+            json.loads(json.dumps(node).replace('"{0}"', str(first)).replace('"{1}"', str(first + 1))) for node in nodes
+        ]
+        root = old[head["root"]]
+        state = next(i for i in root[1] if old[i][0] == "object" and old[i][1].endswith(".State"))
+        _, cls, names, items = old[state]
+        items = [len(old) + len(new) - 1 if n == name else item for n, item in zip(names, items, strict=True)]
+        nodes_now = [*old, *new, ["object", cls, names, items]]
+        rest = [len(nodes_now) - 1 if i == state else i for i in root[1]]
+        return head | {"root": len(nodes_now)}, [*nodes_now, [root[0], rest]]
+
+    rewrite(path, change)
+
+
+FALSE = [  # no message of what a run-time checker of these tests refuses first
+    ("num_scouts", "no more scouts than", ["value", 10**12]),
+    ("num_calls", "", ["value", 1e12]),
+    ("num_calls", "", ["value", 10**25]),
+    ("num_calls", "counts of at least zero", ["value", -1]),
+    ("nan_params", "", ["value", None]),
+    ("nan_params", "", ["value", None], ["tuple", ["{0}"]]),
+    ("num_draws", "draws of each component", ["tuple", []]),
+    ("contours", "contours", ["tuple", []]),
+    ("contours", "contours", ["value", float("nan")], ["tuple", ["{0}"]]),
+    ("components", "the prior as its first component", ["tuple", []]),
+    ("components", "", ["value", 1], ["tuple", ["{0}"]]),
+    ("contours", "points above its contours", ["value", 200.0], ["tuple", ["{0}"]]),
+    ("modes", "components that exist", ["value", 10**6], ["tuple", ["{0}"]]),
+    ("climbed", "points that exist", ["value", -1], ["tuple", ["{0}"]]),
+    ("frozen", "frozen draws", ["value", None]),
+    ("points", "", ["value", 0]),
+    ("problem", "", ["value", 0]),
+    ("derived", "names that are free", ["value", "x"], ["tuple", ["{0}"]]),
+    ("unseen", "positive shares", ["value", float("nan")]),
+    ("phase", "", ["value", "ladder"]),
+    ("num_planned", "at least one batch", ["value", 0]),
+]
+
+
+@pytest.mark.parametrize("false", FALSE, ids=lambda false: f"{false[0]}-{false[-1][1]}")
+def test_values_of_a_state_are_checked(false, copy):
+    name, message, *nodes = false
+    restate(copy, name, *nodes)
+    with pytest.raises(ValueError, match=f"manifest is damaged or cut short (?s:.*){message}"):
+        run(copy)
+
+
+def test_a_true_value_of_a_state_is_taken(copy, whole):
+    """The way in which the others are made is no mistake in itself."""
+    restate(copy, "num_calls", ["value", whole.num_calls + 1])
+    assert run(copy).num_calls == whole.num_calls + 1
+
+
+@pytest.mark.parametrize("field", ["x", "log_likelihood", "log_prior", "log_flows", "is_prior"])
+def test_arrays_of_a_state_agree_in_length(field, copy):
+    def change(head, nodes):
+        points = next(node for node in nodes if node[0] == "object" and node[1].endswith(".Points"))
+        nodes[points[3][points[2].index(field)]] = ["array", "|b1" if field == "is_prior" else "<f8", [1], "00" * 8]
+        if field == "is_prior":
+            nodes[points[3][points[2].index(field)]][3] = "00"
+        return head, nodes
+
+    rewrite(copy, change)
+    with pytest.raises(ValueError, match="Points.*expected.*"):
         run(copy)
 
 

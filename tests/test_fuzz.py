@@ -61,6 +61,35 @@ def test_a_mode_far_above_what_the_ladder_saw_overflows_nothing():
     assert FUZZ["attempt"](case("normal", behaviour, calls)) in ("failed late", "capped")
 
 
+@hypothesis.settings(
+    max_examples=10,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=[hypothesis.Phase.generate],
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+@hypothesis.given(FUZZ["spoilt"]())
+def test_every_spoilt_checkpoint_ends_in_a_result_or_a_clear_error(case):
+    FUZZ["attempt_checkpoint"](case)
+
+
+SPOILT = [
+    ("finished", "array", 166, "clear error"),  # a Gaussian of 1e308
+    ("frozen", "array", 14325, "clear error"),
+    ("first draws", "number", 200, "clear error"),  # a contour above every point
+    ("ladder", "none", 0, "same result"),
+    ("finished", "link", 0, "clear error"),
+    ("finished", "pipe", 1, "clear error"),
+    ("finished", "name", 0, "clear error"),
+]
+
+
+@pytest.mark.parametrize(("base", "way", "place", "end"), SPOILT)
+def test_spoilt_checkpoints_that_once_ended_badly(base, way, place, end):
+    assert FUZZ["attempt_checkpoint"](FUZZ["Spoilt"](base, way, place, 200, 50)) == end
+
+
 def test_the_verdict_is_no_rubber_stamp():
     """A bare error from inside is not taken for a clear one."""
     with pytest.raises(TypeError, match="unexpected keyword argument"):

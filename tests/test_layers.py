@@ -10,15 +10,16 @@ import nsflow
 ROOT = Path(nsflow.__file__).parent
 # Each imports only from those before it.
 ORDER = (
-    "arithmetic", "precision", "arguments", "shapes", "interrupt", "coordinate", "normal_score", "quantile",
-    "parameter", "simplex", "discrete", "periodic", "failure", "cube", "distribution",
+    "arithmetic", "precision", "arguments", "shapes", "declaration", "drawing", "interrupt", "coordinate",
+    "normal_score", "quantile", "parameter", "simplex", "discrete", "periodic", "failure", "cube", "distribution",
     "prior", "batch", "workers", "host", "journal", "likelihood", "gaussian", "modes",
     "base", "pushforward", "path", "schedule", "process", "coupling", "ode",
     "objective", "score_matching", "action_matching", "maximum_likelihood", "velocity", "train", "flow",
     "energy", "langevin", "sde", "proposal", "triangular", "surrogate", "ellipsoids", "pool", "online",
     "evidence", "kernels", "wide", "estimator", "thinning", "points", "straightening", "fresh", "state", "progress",
     "components", "search", "scouting", "conflict", "ladder", "ridges", "posterior", "frozen",
-    "volumes", "files", "versions", "results", "summary", "start", "codec", "manifest", "identity", "checkpoint",
+    "volumes", "files", "versions", "results", "summary", "start", "codec",
+    "manifest", "identity", "integrity", "checkpoint",
     "merge", "sampler", "plots", "diagnostics", "tables", "report", "terminal", "__main__",
 )  # fmt: skip
 HOMES = {
@@ -27,8 +28,8 @@ HOMES = {
     "numpyro": {"quantile", "parameter", "cube", "distribution", "prior"},
     "rich": {"progress"},
     "jinja2": {"report"},
-    "matplotlib": {"plots"},
-    "anesthetic": {"results", "plots"},
+    "matplotlib": {"plots", "drawing"},
+    "anesthetic": {"results", "plots", "drawing"},
     "pandas": {"results"},
     "sklearn": {"estimator"},
     "safetensors": {"manifest"},

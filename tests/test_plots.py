@@ -215,3 +215,70 @@ def test_columns_that_are_no_numbers_are_left_out(result):
     assert {axes.get_xlabel() for axes in plots.triangle(derived).axes} <= {"a", "b", ""}
     with pytest.raises(ValueError, match=r"expected names among \('a', 'b'\); got \['c'\]"):
         plots.triangle(derived, ["c"])
+
+
+INTEGERS = {
+    "poisson 2": lambda rng: rng.poisson(20.0, (300, 2)),
+    "poisson 1": lambda rng: rng.poisson(20.0, (3000, 2)),
+    "coins 0": lambda rng: rng.integers(0, 2, (500, 2)),
+    "constant 0": lambda rng: np.column_stack([rng.normal(size=500), np.ones(500), rng.normal(size=500)]),
+    "constants 0": lambda rng: np.tile([0.0, 7.0], (500, 1)),
+}
+
+
+def weighted(samples, **kwargs):
+    """Draws with weights that tell none of them from the others."""
+    log_weights = 0.3 * np.random.default_rng(0).normal(size=len(samples))
+    names = tuple("abc"[: samples.shape[1]])
+    return Results(
+        names=names, samples=samples, log_likelihood=log_weights, log_weights=log_weights, num_draws=len(samples),
+        logZ=0.0, logZ_err=0.1, ess=400.0, num_calls=len(samples), **kwargs,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", INTEGERS)
+def test_integers_and_constants_are_drawn(kind, tmp_path):
+    rng = np.random.default_rng(int(kind.split()[1]))
+    result = weighted(INTEGERS[kind](rng).astype(float))
+    np.random.seed(1)
+    state = np.random.get_state()[1].tolist()
+    plots.save(plots.triangle(result), tmp_path / "triangle.png", "png")
+    axes = result.plot_2d()
+    assert np.random.get_state()[1].tolist() == state
+    plt.close("all")
+    for name in result.names:
+        low, high = axes.loc[name, name].get_xlim()
+        assert low <= np.mean(result.samples[:, result.names.index(name)]) <= high
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_derived_columns_without_values_are_drawn_where_they_are_asked_for(wrong, share):
+    rng = np.random.default_rng(0)
+    samples = rng.normal(size=(500, 3))
+    samples[: int(share * 500), 2] = wrong
+    result = weighted(samples, derived=("c",))
+    assert list(result.plot_2d().columns) == ["a", "b"]
+    if share < 1:
+        assert list(result.plot_2d(["a", "c"]).columns) == ["a", "c"]
+    else:
+        with pytest.raises(ValueError, match=r"`params` expected names among .*'b', 'logL'\); got \['c'\]"):
+            result.plot_2d(["a", "c"])
+    plt.close("all")
+
+
+@pytest.mark.parametrize("label", [r"\input{x}", r"\nosuchmacro", "{" * 2000, r"\frac{" * 40 + "a" + "}{b}" * 40])
+def test_labels_that_are_no_tex_are_shown_as_they_stand(label, tmp_path):
+    result = gaussian(labels=(label, "b"))
+    plots.save(plots.triangle(result), tmp_path / "triangle.png", "png")
+    result.plot_2d()
+    plt.gcf().savefig(tmp_path / "corner.png")
+    plt.close("all")
+
+
+@pytest.mark.parametrize("value", [1e308, 10**400, [1]], ids=["large", "larger", "list"])
+@pytest.mark.parametrize("name", plots.TRACED)
+def test_a_trace_of_no_numbers_is_drawn_without_them(name, value, tmp_path):
+    result = gaussian(trace=[*TRACE, TRACE[-1] | {name: value, "phase": "$\\x\x1b$"}], settings={"ess": value})
+    plots.save(plots.trace(result), tmp_path / "trace.svg", "svg")
+    plots.levels(result)

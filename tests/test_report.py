@@ -126,10 +126,38 @@ def test_a_picture_that_cannot_be_drawn_is_no_reason_to_write_no_page():
 
 
 @pytest.mark.usefixtures("sketched")
-def test_unreadable_tex_in_a_label_loses_one_picture_only(monkeypatch):
+def test_unreadable_tex_in_a_label_loses_no_picture(monkeypatch):
     monkeypatch.setitem(report.KINDS, "triangle", plots.triangle)
     page = Page(render(gaussian(labels=(r"$\nosuchcommand{$", "b")), "tex"))
-    assert page.tags.count("img") == 3
+    assert page.tags.count("img") == 4
+
+
+@pytest.mark.usefixtures("sketched")
+def test_a_picture_that_cannot_be_drawn_is_the_only_one_lost(monkeypatch):
+    def overflowing(*_, **__):
+        raise OverflowError("too large")
+
+    monkeypatch.setitem(report.KINDS, "trace", overflowing)
+    assert Page(render(gaussian(), "x")).tags.count("img") == 3
+
+
+def test_numbers_that_no_axis_can_show_are_left_out():
+    page = Page(render(gaussian(trace=[*TRACE, TRACE[-1] | {"ess": 1e308, "seconds": 1e300}]), "x"))
+    assert page.tags.count("img") == 4
+
+
+@pytest.mark.usefixtures("sketched")
+def test_control_characters_do_not_reach_the_page():
+    evil = "a\x1b]0;owned\x07\x00\u202e"
+    page = render(
+        gaussian(
+            names=(evil, "b"), labels=(), alarms=(evil,), finished=False, stop_reason=evil, settings={evil: evil},
+            versions={evil: evil}, trace=[step | {"phase": evil} for step in TRACE],
+        ),
+        title=evil,
+    )  # fmt: skip
+    assert not set("\x1b\x07\x00\u202e") & set(page)
+    assert page.count(r"a\x1b]0;owned\x07\x00\u202e") >= 6
 
 
 @pytest.mark.usefixtures("sketched")

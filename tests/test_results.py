@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import dataclasses
 import json
@@ -11,10 +12,12 @@ from pathlib import Path
 import anesthetic
 import matplotlib
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 from scipy import stats
 from scipy.special import logsumexp
 
+import nsflow
 from nsflow import files
 from nsflow.results import Results, load
 
@@ -415,6 +418,98 @@ def test_run_without_evidence_can_be_kept_but_not_used(tmp_path, n):
     for method in (result.posterior, result.to_anesthetic, result.to_nested_samples, result.plot_2d):
         with pytest.raises(ValueError, match=rf"at least one draw of positive weight; all {n} .*\(max_calls\)"):
             method()
+
+
+def test_derived_parameters_without_a_value_come_back(tmp_path):
+    """A likelihood that returns -inf alone has not derived any; anesthetic reads them as NaN, too."""
+    prior = nsflow.Prior({"x": dist.Uniform(-5.0, 5.0)})
+
+    def some(p):
+        x = p["x"]
+        return -np.inf if x < -1 else (-0.5 * x**2, {"square": x**2})
+
+    result = nsflow.run(nsflow.HostLikelihood(some), prior, ess=100, settings=nsflow.Settings(num_prior=300))
+    missing = np.isnan(result.samples[:, 1])
+    assert 0 < np.sum(missing) < len(missing)
+    result.save(tmp_path / "run")
+    again = load(tmp_path / "run")
+    assert again == result
+    np.testing.assert_array_equal(again.samples, result.samples)
+    chains = anesthetic.read_chains(tmp_path / "run")
+    # pandas' reader errs in the last bit.
+    np.testing.assert_allclose(chains["square"].to_numpy(), result.samples[:, 1], rtol=1e-11, equal_nan=True)
+    again.plot_2d()
+    matplotlib.pyplot.close("all")
+
+
+def test_nan_of_either_sign_comes_back(tmp_path):
+    samples = np.array([[0.0, np.nan], [1.0, -np.nan], [2.0, 1.0], [3.0, np.copysign(np.nan, -1)], [4.0, 0.0]])
+    result = small(samples=samples, derived=('b,"c"',))
+    result.save(tmp_path / "run")
+    assert load(tmp_path / "run") == result
+    edit(tmp_path / "run.csv", ",2.0,1.0,", ",2.0,,")  # a number that was lost is not taken for NaN
+    with pytest.raises(ValueError, match="they have changed"):
+        load(tmp_path / "run")
+
+
+STRANGE = [
+    ("names", "ab"), ("names", [1, 2]), ("labels", None), ("alarms", [1]), ("alarms", "text"), ("finished", 1),
+    ("stop_reason", None), ("logZ", "x"), ("logZ", 10**25), ("ess", None), ("num_calls", 10**25), ("num_draws", 1.5),
+    ("seed", "0"), ("settings", []), ("versions", {"a": 1}), ("trace", [1]), ("trace", {}), ("columns", []),
+    ("labels", ["a"]), ("derived", ["zzz"]), ("num_draws", -1), ("names", ["logL", "b"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), STRANGE, ids=str)
+def test_strange_headers_are_refused(name, value, tmp_path):
+    small().save(tmp_path / "run")
+    document = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(document | {name: value}))
+    with pytest.raises(ValueError, match="`load` expected"):
+        load(tmp_path / "run")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_pipes_and_folders_in_the_place_of_files_are_refused(suffix, tmp_path):
+    small().save(tmp_path / "run")
+    file = tmp_path / f"run{suffix}"
+    (tmp_path / "kept").write_bytes(file.read_bytes())
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(FileNotFoundError, match="`load` expected a saved result"):
+        load(tmp_path / "run")
+    with pytest.raises(OSError, match="it is no file but a link, pipe"):
+        files.read_bytes(file)
+    file.unlink()
+    file.symlink_to(tmp_path / "kept")  # a user's own link is fine
+    assert load(tmp_path / "run") == small()
+
+
+@pytest.mark.parametrize("depth", [500, 100_000])
+def test_lists_without_end_are_refused(depth, tmp_path):
+    small().save(tmp_path / "run")
+    edit(tmp_path / "run.json", '"settings": {', f'"settings": {{"deep": {"[" * depth}{"]" * depth}, ')
+    with contextlib.suppress(ValueError):
+        load(tmp_path / "run")
+
+
+@pytest.mark.parametrize("root", [5, b"run", None], ids=str)
+@pytest.mark.parametrize("call", [load, lambda root: small().save(root)], ids=["load", "save"])
+def test_what_is_no_path_is_refused(call, root):
+    with pytest.raises(TypeError, match=r"`root` expected a path, as a string or a pathlib\.Path"):
+        call(root)
+
+
+@pytest.mark.parametrize("ess", [1e308, np.nan, np.inf, -1.0])
+def test_number_of_posterior_draws_is_bounded(ess):
+    assert 1 <= len(small(ess=ess).posterior()["a"]) <= 5
+
+
+def test_control_characters_are_not_printed():
+    evil = "x\x1b[2J"
+    shown = repr(small(names=(evil, "b"), labels=(), alarms=(evil,), stop_reason=evil))
+    assert "\x1b" not in shown
+    assert shown.count(r"x\x1b[2J") == 3
 
 
 def edit(path, old, new):

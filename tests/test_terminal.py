@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -99,6 +100,25 @@ def test_a_model_is_run_saved_and_shown(folder, capsys):
     assert main(["run", "model.py", "--output", "chains/new", "--overwrite", "--max-calls", "1e3", "--quiet"]) == 1
     assert capsys.readouterr() == ("", "")
     assert not nsflow.load(folder / "chains" / "new").finished
+
+
+def test_the_hint_can_be_pasted_and_home_is_expanded(folder, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder / "home of a user"))
+    assert main(["run", "model.py", "--output=~/my chains/a run", "--max-calls", "1e3"]) == 1
+    hint = capsys.readouterr().out.splitlines()[-1].split("Next: ")[1]
+    program, *words = shlex.split(hint)
+    assert (program, words[0]) == ("nsflow", "report")
+    assert Path(words[1]) == folder / "home of a user" / "my chains" / "a run"
+    assert main(["show", "~/my chains/a run"]) == 1
+    assert main(["plot", "~/my chains/a run", "--kind", "trace", "--output", "~/trace.png"]) == 0
+    assert (folder / "home of a user" / "trace.png").exists()
+
+
+def test_errors_hold_no_control_characters(capsys):
+    assert main(["show", "no/such\x1b[2J"]) == 2
+    said = capsys.readouterr().err
+    assert r"no/such\x1b[2J" in said
+    assert "\x1b" not in said
 
 
 def test_a_stopped_run_is_resumed(folder, capsys):
