@@ -772,8 +772,8 @@ def attempt_prior(case: Family) -> str:
 
 KINDS_OF_CASES = {
     "runs": (cases, attempt),
-    "calls": (wrong_calls(), attempt_call),
-    "priors": (families(), attempt_prior),
+    "calls": (wrong_calls, attempt_call),
+    "priors": (families, attempt_prior),
     "checkpoints": (spoilt, attempt_checkpoint),
 }  # fmt: skip
 
