@@ -759,11 +759,13 @@ def attempt_prior(case: Family) -> str:
     density = np.asarray(prior.log_prob({"a": x}))
     with np.errstate(all="ignore"):
         error = density + np.linalg.slogdet(slope)[1] - np.asarray(prior.latent_log_prob(z))
-    low, high = (np.min(x), np.max(x))
-    scale = np.maximum(np.abs(x - low), 0) if prior.num_dims == 1 else x.min(axis=1)
-    is_told = (scale > 1e-6 * max(1.0, abs(low))) & np.isfinite(error) & (density > -600) & (np.abs(x).max() < 1e140)
-    if prior.num_dims == 1:
-        is_told &= (np.abs(high - x) > 1e-6 * max(1.0, abs(high))) & (np.abs(x) < 1e140)
+    is_told = np.isfinite(error) & (density > -600)
+    if prior.num_dims > 1:
+        is_told &= x.min(axis=1) > 1e-290
+    else:
+        low, high = np.min(x), np.max(x)
+        x = np.clip(x, -1e140, 1e140)
+        is_told &= (x - low > 1e-6 * max(1.0, abs(low))) & (high - x > 1e-6 * max(1.0, abs(high))) & (x < 1e140)
     assert np.all(np.abs(error[is_told]) < 1e-4), error[is_told]
     return "right" if np.any(is_told) else "too near to edges to tell"
 
