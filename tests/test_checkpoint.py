@@ -419,7 +419,7 @@ def test_checkpoint_in_use_by_a_run_of_this_process_is_refused(copy, whole):
         ("a" * 250, OSError, "`checkpoint` expected"),
         ("", ValueError, "`checkpoint` expected the path of a folder"),
     ],
-    ids=str,
+    ids=["number", "truth", "bytes", "file", "NUL", "surrogate", "long name", "long path", "nothing"],
 )
 def test_what_is_no_path_is_refused(path, error, message, tmp_path, monkeypatch):
     if path == "a" * 250:
