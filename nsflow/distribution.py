@@ -59,7 +59,7 @@ def as_parameter(name: str, distribution: Any) -> Parameter:
             `rv_histogram`, or `rv_discrete` of given values), or any of them in a `Periodic`.
 
     Returns:
-        The parameter. Its latent vector is N(0, I) where the distribution has a quantile function.
+        The parameter. Its latent vector is N(0, I) but for joint distributions that are neither normal nor Dirichlet.
 
     Raises:
         TypeError: If `distribution` is neither.

@@ -34,8 +34,8 @@ class Periodic:
     so that the ends are where the likelihood is low. Prior and evidence are the same for every phase.
 
     Args:
-        distribution: A numpyro or frozen scipy distribution with a quantile function, such as
-            ``numpyro.distributions.Uniform(0, 2 * jnp.pi)`` or ``scipy.stats.vonmises(2.0)``.
+        distribution: A continuous numpyro or frozen scipy distribution of single numbers, such as
+            ``numpyro.distributions.Uniform(0, 2 * jnp.pi)`` or ``numpyro.distributions.VonMises(0.0, 2.0)``.
 
     Example:
         >>> import numpyro.distributions as dist

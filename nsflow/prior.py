@@ -49,9 +49,9 @@ class Map(Protocol):
 class Prior:
     r"""Prior of named parameters, with a bijection between them and a latent vector :math:`z \in R^d`.
 
-    A parameter whose distribution has a quantile function :math:`F^{-1}` is :math:`x = F^{-1}(\Phi(z))`, a
-    multivariate normal is :math:`\mu + L z`: their latent prior *is* N(0, I), and hard edges vanish. Any other
-    distribution uses the bijection of its support to :math:`R^d`, with
+    Scalars are :math:`x = F^{-1}(\Phi(z))`, accurate in both tails to 1e-300, a multivariate normal is
+    :math:`\mu + L z`, a Dirichlet distribution a stick that is broken: their latent prior *is* N(0, I), and hard edges
+    vanish. Any other joint distribution uses the bijection of its support to :math:`R^d`, with
 
     .. math::
         \log p(z) = \log \pi(x(z)) + \log \left| \det \frac{\partial x}{\partial z} \right|.
