@@ -181,4 +181,4 @@ def test_modes_have_the_dimension_of_live_points():
     algorithm = nested.as_top_level_api(log_prior, two_modes, 6, 20)
     state = algorithm.init(jax.random.uniform(jax.random.key(0), (200, 2), jnp.float32, -BOX, BOX))
     with pytest.raises(ValueError, match="dimension 2, as live points; got 3"):
-        add_modes(state, np.zeros((10, 3)), log_prior, two_modes)
+        add_modes(state, np.random.default_rng(0).normal(size=(10, 3)), log_prior, two_modes)
