@@ -3,13 +3,11 @@
 import math
 import numbers
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 Rule = Callable[[str, Any], Any]  # of the argument's name and value, to the value as it is kept
 UNKNOWN_MEMORY = 2**36  # bytes, where the system does not tell
@@ -25,13 +23,14 @@ def scalar(value: Any) -> int | float | None:
         An int or a float; None for a truth value, a string and so on.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> scalar(np.float32(50)), scalar(jnp.asarray(3)), scalar(True), scalar("3")
         (50.0, 3, None, None)
     """
     if value is np.ma.masked:  # is zero as an array
         return None
-    if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, Tracer) and value.ndim == 0:
-        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if _is_array(value) and value.ndim == 0:
+        if _is_key(value.dtype):
             return None
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -41,6 +40,19 @@ def scalar(value: Any) -> int | float | None:
     except OverflowError:
         return math.inf if value > 0 else -math.inf  # pyright: ignore[reportOperatorIssue]
     return int(value) if isinstance(value, numbers.Integral) else number
+
+
+def _is_array(value: Any, traced: bool = False) -> bool:
+    """Whether a value is an array of numpy or JAX; of JAX, which takes a second to import, only where it is there."""
+    jax = sys.modules.get("jax")
+    if jax is None or isinstance(value, np.ndarray):
+        return isinstance(value, np.ndarray)
+    return isinstance(value, jax.Array) and (traced or not isinstance(value, jax.core.Tracer))
+
+
+def _is_key(dtype: Any) -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.numpy.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def shown(value: Any) -> str:
@@ -221,8 +233,8 @@ def require_key(owner: str, key: Any) -> Any:
         TypeError: If it is none, or an array of several.
     """
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
-    if isinstance(key, jax.Array | np.ndarray) and dtype is not None and shape is not None:
-        if jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ():
+    if _is_array(key, traced=True) and dtype is not None and shape is not None:
+        if _is_key(dtype) and shape == ():
             return key
         if dtype == np.uint32 and shape in ((2,), (4,)):  # as `jax.random.PRNGKey` makes it
             return key
@@ -254,8 +266,8 @@ def require_array(name: str, value: Any, smallest_ndim: int = 0) -> np.ndarray:
         raise ValueError(f"{name} expected rows of equal length; got {shown(value)}. Give an array.") from error
     except Exception as error:
         raise TypeError(f"{name} expected an array of real numbers; got {shown(value)}.") from error
-    is_real = jnp.issubdtype(array.dtype, jnp.number) and not jnp.issubdtype(array.dtype, jnp.complexfloating)
-    is_real |= array.dtype == bool
+    # To numpy the small floats of JAX are of no kind that it knows.
+    is_real = array.dtype.kind in "biuf" or array.dtype.name.startswith(("bfloat", "float"))
     if array.dtype == object:  # of a pandas column, say; None would be read as NaN
         is_real = all(scalar(item) is not None or isinstance(item, bool) for item in array.flat)
     if not is_real:

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float
 
 SMALLEST, LARGEST = float(np.finfo(np.float64).tiny), float(np.finfo(np.float64).max)
-# Of the edge, in its own units: nearer than the root of the rounding error, densities see the rounding of x.
-RESOLUTION = 1e-8
+# Of the edge, in its own units: nearer, densities see the rounding of x in their eleventh digit.
+RESOLUTION = 1e-5
 FARTHEST = 345.0  # exp(345) = 1e150: beyond, densities compute squares that overflow
 
 
@@ -25,16 +25,18 @@ class Coordinate(NamedTuple):
         centre: The place m of a support without edges.
         scale: The scale s; not used between two edges.
 
+    Each is a number, or an array of them for as many supports of one kind.
+
     Example:
         >>> x = Coordinate(0.0, 1.0).value(np.array([-700.0, 0.0, 700.0]))
         >>> bool(x[0] > 0), float(x[1]), bool(x[2] < 1)
         (True, 0.5, True)
     """
 
-    low: float
-    high: float
-    centre: float = 0.0
-    scale: float = 1.0
+    low: Any
+    high: Any
+    centre: Any = 0.0
+    scale: Any = 1.0
 
     @classmethod
     def around(cls, low: float, high: float, places: Float[np.ndarray, " n"]) -> "Coordinate":
@@ -53,56 +55,61 @@ class Coordinate(NamedTuple):
         """Map the coordinate to a point inside the support: where doubles end, to the last of them."""
         xp, low, high, scale = y.__array_namespace__(), self.low, self.high, self.scale
         y = xp.clip(y, -709.0, 709.0)
-        if np.isinf(low) and np.isinf(high):
+        if _all_infinite(low, high):
             return xp.clip(self.centre + scale * xp.sinh(y), -LARGEST, LARGEST)
-        if np.isinf(high):
+        if _all_infinite(high):
             x = low + scale * xp.exp(y)
-        elif np.isinf(low):
+        elif _all_infinite(low):
             x = high - scale * xp.exp(-y)
         else:
             # Each half is counted from its own edge, where it has to tell points apart.
             near = (high - low) / (1 + xp.exp(xp.abs(y)))
             x = xp.where(y < 0, low + near, high - near)
-        return xp.clip(x, *self._inside)
+        return xp.clip(x, *self.inside)
 
     def inverse(self, x: Float[Any, "*shape"]) -> Float[Any, "*shape"]:
         """Map points to the coordinate; those on an edge or beyond to a finite place far out."""
         xp, low, high, scale = x.__array_namespace__(), self.low, self.high, self.scale
-        if np.isinf(low) and np.isinf(high):
+        if _all_infinite(low, high):
             return xp.arcsinh((x - self.centre) / scale)
 
         def distance(length: Any) -> Any:
             return xp.log(xp.maximum(length / scale, SMALLEST))
 
-        if np.isinf(high):
+        if _all_infinite(high):
             return distance(x - low)
-        return distance(x - low) - distance(high - x) if np.isfinite(low) else -distance(high - x)
+        return -distance(high - x) if _all_infinite(low) else distance(x - low) - distance(high - x)
 
     def log_slope(self, y: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         """Log of dx/dy."""
-        if np.isinf(self.low) and np.isinf(self.high):
+        if _all_infinite(self.low, self.high):
             return np.log(self.scale / 2) + np.logaddexp(y, -y)
-        if np.isinf(self.high):
+        if _all_infinite(self.high):
             return np.log(self.scale) + y
-        if np.isinf(self.low):
+        if _all_infinite(self.low):
             return np.log(self.scale) - y
         return np.log(self.high - self.low) - np.logaddexp(0, y) - np.logaddexp(0, -y)
 
     @property
     def resolved(self) -> tuple[float, float]:
-        """Coordinates between which a double x keeps eight digits of its distance to the edges."""
+        """Coordinates between which a double x keeps eleven digits of its distance to the edges."""
         width = self.high - self.low if np.isfinite(self.high - self.low) else self.scale
 
         def nearest(edge: float) -> float:
-            digits = np.clip(RESOLUTION * abs(edge), SMALLEST, 1e-3 * width) / width
-            return max(-FARTHEST, float(np.log(digits)))
+            digits = np.clip(RESOLUTION * abs(edge), SMALLEST, 1e-3 * width)
+            return max(-FARTHEST, float(np.log(digits) - np.log(width)))
 
         low = nearest(self.low) if np.isfinite(self.low) else -FARTHEST
         high = -nearest(self.high) if np.isfinite(self.high) else FARTHEST
         return low, high
 
     @property
-    def _inside(self) -> tuple[float, float]:
-        low = max(np.nextafter(self.low, self.high), SMALLEST) if self.low == 0 else np.nextafter(self.low, self.high)
-        high = -SMALLEST if self.high == 0 else np.nextafter(self.high, self.low)
-        return float(max(low, -LARGEST)), float(min(high, LARGEST))
+    def inside(self) -> tuple[Any, Any]:
+        """The outermost doubles of the support."""
+        low = np.where(np.equal(self.low, 0), SMALLEST, np.nextafter(self.low, self.high))
+        high = np.where(np.equal(self.high, 0), -SMALLEST, np.nextafter(self.high, self.low))
+        return np.maximum(low, -LARGEST), np.minimum(high, LARGEST)
+
+
+def _all_infinite(*edges: Any) -> bool:
+    return all(bool(np.all(np.isinf(edge))) for edge in edges)

@@ -1,7 +1,8 @@
 """Whether values are of the types that a class declares: what was read from a file may be anything."""
 
+import collections.abc
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints, no_type_check
@@ -64,7 +65,7 @@ def conforms(value: Any, declared: Any) -> bool:
         return isinstance(value, Mapping) and all(
             conforms(key, inner[0]) and conforms(item, inner[1]) for key, item in value.items()
         )
-    if origin is Callable:
+    if declared is collections.abc.Callable or origin is collections.abc.Callable:
         return callable(value)
     if declared is int:
         return isinstance(value, int | np.integer) and not isinstance(value, bool) and abs(int(value)) < LARGEST
@@ -72,7 +73,9 @@ def conforms(value: Any, declared: Any) -> bool:
         return isinstance(value, float | np.floating) or conforms(value, int)
     if declared is bool:
         return isinstance(value, bool | np.bool_)
-    return isinstance(value, declared or type(None))
+    if getattr(declared, "_is_protocol", False) and not getattr(declared, "_is_runtime_protocol", False):
+        return callable(value)  # no more can be asked of one: those of nsflow are functions
+    return isinstance(value, origin or declared or type(None))
 
 
 @cache

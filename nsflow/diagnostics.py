@@ -149,6 +149,11 @@ ADVICE = (
         "-inf there.",
     ),
     (
+        "first draws from the prior were evaluated",
+        "The run was stopped in its first draws, and log Z is a guess. Give it more time, or go on from its "
+        "checkpoint.",
+    ),
+    (
         "the likelihood was NaN",
         "Those points count as impossible. If that is not what you mean, mend the likelihood there, and run again.",
     ),

@@ -16,6 +16,7 @@ from numpyro.distributions import biject_to
 from numpyro.distributions.discrete import HurdleProbs, ZeroInflatedProbs
 
 from nsflow.arguments import require_array
+from nsflow.coordinate import LARGEST, SMALLEST, Coordinate
 from nsflow.discrete import Discrete, table
 from nsflow.normal_score import Scores, scores
 from nsflow.parameter import LATENT_EDGE, Bijected, HostNormalScore, NormalScore, Parameter
@@ -304,13 +305,15 @@ def _normal_score_maps(core: Any, shape: tuple[int, ...]) -> tuple[Callable[[Any
     if type(core) is dist.LogNormal:
         # The clip keeps x = 0, on the edge, at a finite place.
         return (
-            lambda z: jnp.exp(core.loc + core.scale * z),
+            lambda z: jnp.clip(jnp.exp(core.loc + core.scale * z), SMALLEST, LARGEST),
             lambda x: (jnp.maximum(jnp.log(x), -LATENT_EDGE) - core.loc) / core.scale,
         )
     quantile = numpyro_quantile(core)
     if quantile is None:
         return None
-    return lambda z: from_normal(quantile, z), lambda x: to_normal(quantile, x)
+    # Far out some overflow: a Pareto variable of exponent 0.1 at z = 9.
+    inside = Coordinate(*(_interval(core) or (-np.inf, np.inf))).inside
+    return lambda z: jnp.clip(from_normal(quantile, z), *inside), lambda x: to_normal(quantile, x)
 
 
 def _tabulated(name: str, distribution: Any, shape: tuple[int, ...]) -> NormalScore | None:

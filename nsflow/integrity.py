@@ -67,7 +67,7 @@ def _require(part: Any, conditions: Conditions) -> None:
 
 
 def _parts(value: Any, seen: dict[int, Any]) -> Iterator[Any]:
-    """Every dataclass and named tuple within a value, once; what the call brings along excepted."""
+    """Every dataclass and named tuple of ours within a value, once; what the call brings along excepted."""
     if id(value) in seen or isinstance(value, str | int | float | np.ndarray | np.generic | jax.Array | None):
         return
     seen[id(value)] = value  # held, so that its id is not used again
@@ -80,12 +80,17 @@ def _parts(value: Any, seen: dict[int, Any]) -> Iterator[Any]:
         children = value.args
     elif isinstance(value, tuple | list):
         children = value
-    elif is_dataclass(value) and not isinstance(value, type):
+    elif is_dataclass(value) and not isinstance(value, type) and _is_ours(value):
         children = [getattr(value, part.name) for part in fields(value)]
-    if hasattr(value, "_fields") or is_dataclass(value):
+    if (hasattr(value, "_fields") or is_dataclass(value)) and _is_ours(value):
         yield value
     for child in children:
         yield from _parts(child, seen)
+
+
+def _is_ours(value: Any) -> bool:
+    """Whether a class is nsflow's; the graph of a network is flax's own, and its blueprint was checked."""
+    return type(value).__module__.partition(".")[0] == "nsflow"
 
 
 def _batches(state: State) -> tuple[Batches, ...]:
@@ -180,7 +185,9 @@ def _ranges(part: Any, num_dims: int) -> Conditions:
                 "tails": part.dof >= 1 and 0 <= part.tails < 1,
             }
         case KernelDensity():
-            return {"centres and weights": _are_finite(part.centres) and min(part.weights) >= 0 < sum(part.weights)}
+            return {
+                "centres and weights": _are_finite(part.centres) and bool(min(part.weights) >= 0 < sum(part.weights))
+            }
         case Flow():
             return {
                 "a mean and a scale": _are_finite(part.mean) and _is_scale(part.scale)

@@ -191,11 +191,7 @@ class Results:
         )
         seed = integer(0)("`seed`", seed)
         self._demand_weights("posterior")
-        rng = np.random.default_rng(seed)
-        edges = np.cumsum(self._shares())
-        positions = np.minimum((np.arange(num) + rng.random()) / num, np.nextafter(1, 0))  # the sum may round up to 1
-        rows = np.searchsorted(edges / edges[-1], positions, side="right")
-        rows = rng.permutation(rows)
+        rows = self._equal_rows(num, seed)
         values = dict(zip(self.names, self.samples[rows].T.copy(), strict=True))
         return values | ({"logL": self.log_likelihood[rows]} if with_logL else {})
 
@@ -323,20 +319,22 @@ class Results:
         axes = kwargs.pop("axes", params)
         kwargs.setdefault("kind", "kde")
         with steady():
-            return self._drawn(columns).plot_2d(axes, **kwargs)
+            return self._drawn().plot_2d(axes, **kwargs)
 
-    def _drawn(self, columns: dict[str, np.ndarray]) -> Any:
-        """Samples of which anesthetic can draw every column."""
-        # Draws of equal weights: those of others it joins in triangles, which fail between integers and on curves.
-        num = int(np.clip(np.nan_to_num(self.ess), 1000, 10_000))
-        frame = self.to_anesthetic().compress(num, weighted=False)
-        for seed, name in enumerate(columns):
-            values = frame[name].to_numpy()
-            frame[name] = spread(np.where(np.isfinite(values), values, np.nan), seed)
-            label = dict(zip(self.names, self.labels, strict=True)).get(name)
-            if label is not None:
-                frame.set_label(name, settable(label))
-        return frame
+    def _drawn(self) -> Any:
+        """Samples of which anesthetic can draw every column.
+
+        They are of equal weights: those of others it joins in triangles, which fail between integers and on curves.
+        """
+        import anesthetic
+
+        rows = self._equal_rows(int(np.clip(np.nan_to_num(self.ess), 1000, 10_000)), seed=0)
+        columns = [np.where(np.isfinite(c), c, np.nan) for c in (*self.samples[rows].T, self.log_likelihood[rows])]
+        *samples, log_likelihood = [spread(column, seed) for seed, column in enumerate(columns)]
+        labels = [settable(label) for label in self.labels]
+        return anesthetic.MCMCSamples(
+            np.column_stack(samples), columns=list(self.names), labels=labels, logL=log_likelihood
+        )
 
     @no_type_check  # its own messages come before a run-time checker's
     @with_own_arithmetic
@@ -413,6 +411,13 @@ class Results:
     def _shares(self) -> np.ndarray:
         weights = self._relative_weights()
         return weights / weights.sum()
+
+    def _equal_rows(self, num: int, seed: int) -> np.ndarray:
+        """Rows of equally weighted draws, in random order."""
+        rng = np.random.default_rng(seed)
+        edges = np.cumsum(self._shares())
+        positions = np.minimum((np.arange(num) + rng.random()) / num, np.nextafter(1, 0))  # the sum may round up to 1
+        return rng.permutation(np.searchsorted(edges / edges[-1], positions, side="right"))
 
     def _demand_weights(self, method: str) -> None:
         if not np.isfinite(self.log_weights).any():

@@ -305,7 +305,7 @@ def _run(
     seed: int,
     settings: Settings,
     start: Start | None,
-    checkpoint: str | os.PathLike[str] | None,
+    checkpoint: Any,
     progress: bool | Listener,
     early: Interrupt,
 ) -> Results:

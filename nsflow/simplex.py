@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from scipy import special
 
 from nsflow.coordinate import SMALLEST
-from nsflow.normal_score import NormalScoreTable, on_each, tabulate
+from nsflow.normal_score import NormalScoreTable, tabulate
 from nsflow.parameter import NormalLatent, log_prob
 
 
@@ -36,8 +36,7 @@ class Simplex(NormalLatent):
 
     distribution: Any
     shape: tuple[int, ...]
-    tables: tuple[NormalScoreTable, ...]
-    kinds: np.ndarray
+    table: NormalScoreTable  # of the logits of the sticks
     traceable: bool = True
 
     @classmethod
@@ -46,8 +45,8 @@ class Simplex(NormalLatent):
         rest = np.cumsum(concentration[..., ::-1], axis=-1)[..., ::-1]
         pairs = np.stack([concentration[..., :-1].ravel(), rest[..., 1:].ravel()], axis=1)
         different, kinds = np.unique(pairs, axis=0, return_inverse=True)
-        tables = tuple(_stick(a, b) for a, b in different.tolist())
-        return cls(distribution, concentration.shape, tables, np.ravel(kinds))
+        tables = [_stick(a, b) for a, b in different.tolist()]
+        return cls(distribution, concentration.shape, NormalScoreTable.joined(tables, np.ravel(kinds)))
 
     @property
     def num_dims(self) -> int:
@@ -71,7 +70,7 @@ class Simplex(NormalLatent):
         return log_prob(self.distribution, x)
 
     def _shares(self, z: Float[Array, " d"]) -> Float[Array, "*shape"]:
-        logits = on_each([t.forward for t in self.tables], self.kinds, z).reshape(self._latent_shape)
+        logits = self.table.forward(z).reshape(self._latent_shape)
         end = [(0, 0)] * (logits.ndim - 1)
         broken = jnp.pad(jax.nn.log_sigmoid(logits), [*end, (0, 1)])
         left = jnp.pad(jnp.cumsum(jax.nn.log_sigmoid(-logits), axis=-1), [*end, (1, 0)])
@@ -82,7 +81,7 @@ class Simplex(NormalLatent):
         shares = jnp.maximum(x, SMALLEST)
         left = jnp.cumsum(shares[..., ::-1], axis=-1)[..., ::-1]
         logits = jnp.log(shares[..., :-1]) - jnp.log(left[..., 1:])
-        return on_each([t.inverse for t in self.tables], self.kinds, logits.ravel())
+        return self.table.inverse(logits.ravel())
 
 
 def _stick(a: float, b: float) -> NormalScoreTable:

@@ -258,6 +258,7 @@ def _run(arguments: Any) -> int:
             print(summary(result))
         return _fail(UNSAVED, f"could not write {root} ({error}). The result is in {rescue}.csv and .json: move it.")
     if not arguments.quiet:
+        print(summary(result))
         print(f"\nSaved {root}.csv and .json. Next: nsflow report {shlex.quote(root)}")
     return _code(result)
 

@@ -324,7 +324,7 @@ def test_report_writes_one_page(folder, capsys, monkeypatch):
         (["run", "model.py", "--seed", "1.5"], "expected a whole number of at least 0; got '1.5'"),
         (["run", "model.py", "--max-calls", "many"], "expected a whole number of at least 1; got 'many'"),
         (["run", "model.py", "--max-calls", "10"], "`max_calls` must allow the 500 first draws"),
-        (["run", "model.py", "--seed", "5e9"], "`seed` to be an integer from 0 to 2**32 - 1"),
+        (["run", "model.py", "--seed", "5e9"], "`run` for its `seed` expected an integer from 0 to 4294967295"),
         (["run", "model.py", "--output", ".."], "expected the path of a run; got '..'"),
         (["show", "missing"], "there is no file missing.json"),
         (["show", ""], "expected the path of a run; got ''"),

@@ -248,7 +248,7 @@ def test_one_draw_cannot_both_train_and_move():
 
 @pytest.mark.parametrize("arguments", [(0, 1), (4, 0)])
 def test_steps_and_deletions_are_positive(arguments):
-    with pytest.raises(ValueError, match="positive integers"):
+    with pytest.raises(ValueError, match="expected an integer from 1"):
         nested.as_top_level_api(log_prior, log_likelihood, *arguments)
 
 
