@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int
 from scipy import special
 
@@ -144,14 +145,18 @@ class NormalScoreTable(NamedTuple):
 
     def _piece(self, knots: np.ndarray, place: Array) -> Array:
         """Find the last piece of each scalar that begins at a place or below, its first if there is none."""
-        begins = jnp.asarray(knots)
+        begins, place = jnp.asarray(knots), lax.stop_gradient(place)
         low = jnp.broadcast_to(jnp.asarray(self.first), place.shape)
-        high = low + jnp.asarray(self.size)
-        for _ in range(int(np.max(self.size)).bit_length()):
+
+        def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = ends
             middle = (low + high) // 2
             is_above = (begins[jnp.minimum(middle, len(knots) - 1)] <= place) & (middle < high)
-            low, high = jnp.where(is_above, middle, low), jnp.where(is_above, high, middle)
-        return low
+            return jnp.where(is_above, middle, low), jnp.where(is_above, high, middle)
+
+        # A loop: unrolled, its gathers from constants take XLA five seconds to compile.
+        num_halvings = int(np.max(self.size)).bit_length()
+        return lax.fori_loop(0, num_halvings, halve, (low, low + jnp.asarray(self.size)))[0]
 
     def _cubic(self, piece: Array, t: Array) -> tuple[Array, Array]:
         """Value and derivative by t, the share of the way through a piece."""
