@@ -88,7 +88,7 @@ class Density(NamedTuple):
         r"""What is added beyond an end: :math:`-\kappa s + c\,(e^{-s} - 1)` through the values at three places.
 
         The second term is the next one of a power series in the distance from an edge, :math:`x^{k - 1} (1 + c x)`:
-        without it Beta(0.01, 0.01) would lose 0.003 of its mass.
+        without it the integral of Beta(0.01, 0.01) is off by 2e-5, with it by 1e-9.
         """
         values = self._inner(end + inwards * np.arange(3))
         if not np.all(np.isfinite(values)):
