@@ -148,7 +148,7 @@ class NormalScoreTable(NamedTuple):
         begins, place = jnp.asarray(knots), lax.stop_gradient(place)
         low = jnp.broadcast_to(jnp.asarray(self.first), place.shape)
 
-        def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = ends
             middle = (low + high) // 2
             is_above = (begins[jnp.minimum(middle, len(knots) - 1)] <= place) & (middle < high)
