@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float
 
 SMALLEST, LARGEST = float(np.finfo(np.float64).tiny), float(np.finfo(np.float64).max)
-# Of the edge, in its own units: nearer, densities see the rounding of x in their eleventh digit.
-RESOLUTION = 1e-5
+# Of the edge, in its own units: nearer than the root of the rounding error, densities see the rounding of x.
+RESOLUTION = 1e-8
 FARTHEST = 345.0  # exp(345) = 1e150: beyond, densities compute squares that overflow
 
 
@@ -49,7 +49,7 @@ class Coordinate(NamedTuple):
             return cls(low, high)
         if np.isfinite(low) or np.isfinite(high):
             spread = centre - low if np.isfinite(low) else high - centre
-        return cls(low, high, centre, max(spread, 1e-100, 1e-12 * abs(centre)))
+        return cls(low, high, centre, min(max(spread, 1e-100, 1e-12 * abs(centre)), 1e100))
 
     def value(self, y: Float[Any, "*shape"]) -> Float[Any, "*shape"]:
         """Map the coordinate to a point inside the support: where doubles end, to the last of them."""
@@ -90,17 +90,25 @@ class Coordinate(NamedTuple):
             return np.log(self.scale) - y
         return np.log(self.high - self.low) - np.logaddexp(0, y) - np.logaddexp(0, -y)
 
+    def rounding(self, y: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+        """Relative error of the distance between an edge and the double next to a point."""
+        width = self.high - self.low if np.isfinite(self.high - self.low) else self.scale
+        edges = [(edge, sign) for edge, sign in ((self.low, 1.0), (self.high, -1.0)) if np.isfinite(edge)]
+        near = [np.finfo(float).eps * abs(edge) / width * np.exp(np.clip(-sign * y, -700, 700)) for edge, sign in edges]
+        return np.sum(near, axis=0) if near else np.zeros(np.shape(y))
+
     @property
     def resolved(self) -> tuple[float, float]:
-        """Coordinates between which a double x keeps eleven digits of its distance to the edges."""
+        """Coordinates between which a double x keeps eight digits of its distance to the edges."""
         width = self.high - self.low if np.isfinite(self.high - self.low) else self.scale
 
         def nearest(edge: float) -> float:
             digits = np.clip(RESOLUTION * abs(edge), SMALLEST, 1e-3 * width)
-            return max(-FARTHEST, float(np.log(digits) - np.log(width)))
+            return max(-FARTHEST, float(np.log(digits))) - float(np.log(width))
 
-        low = nearest(self.low) if np.isfinite(self.low) else -FARTHEST
-        high = -nearest(self.high) if np.isfinite(self.high) else FARTHEST
+        farthest = FARTHEST - float(np.log(width))
+        low = nearest(self.low) if np.isfinite(self.low) else -farthest
+        high = -nearest(self.high) if np.isfinite(self.high) else farthest
         return low, high
 
     @property

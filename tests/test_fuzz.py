@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
+import nsflow
+
 PATH = Path(__file__).parent.parent / "benchmarks" / "fuzz.py"
 FUZZ = runpy.run_path(str(PATH))
 QUIET = {"fault": "none", "share": 0.0, "late": 0, "derived": False, "vectorized": True}
@@ -136,3 +138,36 @@ def test_the_verdict_on_calls_is_no_rubber_stamp(monkeypatch):
     monkeypatch.setitem(FUZZ["WRONG_CALLS"], "broken", lambda: (call, {"x": {}}))
     with pytest.raises(TypeError, match="not subscriptable"):
         FUZZ["attempt_call"](FUZZ["WrongCall"]("broken", 0, "None"))
+
+
+@hypothesis.settings(
+    max_examples=8,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=[hypothesis.Phase.generate],
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+@hypothesis.given(FUZZ["families"]())
+def test_every_prior_carries_its_density_or_is_refused_clearly(case):
+    FUZZ["attempt_prior"](case)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("Pareto", (0.1, 0.1)),  # overflowed at z = 9
+        ("shifted gamma", (0.1, 11.4)),  # rounding next to an edge looked like noise of the density
+        ("InverseGamma", (0.012, 71.0)),  # a scale of which the smallest double was no part
+        ("mixture", (30.0, 1.0, 0.01)),  # with a gap that no draw fills
+    ],
+)
+def test_priors_that_once_ended_badly(name, arguments):
+    assert FUZZ["attempt_prior"](FUZZ["Family"](name, arguments)) == "right"
+
+
+def test_the_verdict_on_priors_is_no_rubber_stamp(monkeypatch):
+    """A density that is twice the law's is seen."""
+    monkeypatch.setattr(nsflow.Prior, "latent_log_prob", lambda self, z: np.log(2) - 0.5 * np.sum(z**2, axis=-1))
+    with pytest.raises(AssertionError):
+        FUZZ["attempt_prior"](FUZZ["Family"]("Gamma", (2.0, 1.0)))
