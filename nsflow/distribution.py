@@ -147,7 +147,13 @@ def _numpyro_parameter(name: str, distribution: Any) -> Parameter:
     if maps is not None:
         return NormalScore(distribution, shape, *maps)
     if isinstance(core, dist.Dirichlet) and shape[-1] > 1:
-        return Simplex.of(distribution, np.broadcast_to(np.asarray(core.concentration, np.float64), shape))
+        try:
+            return Simplex.of(distribution, np.broadcast_to(np.asarray(core.concentration, np.float64), shape))
+        except ValueError:
+            raise ValueError(
+                f"`Prior` expected concentrations of which doubles can hold a share for parameter {name!r}; got "
+                f"{_describe(core)}. Take larger ones."
+            ) from None
     return _tabulated(name, distribution, shape) or _bijected(name, distribution, shape)
 
 

@@ -218,6 +218,11 @@ def test_a_density_that_does_not_integrate_to_one_is_refused():
         Prior({"a": Twice(0.0, 1.0)})
 
 
+def test_a_share_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="expected concentrations.*'a'"):
+        Prior({"a": dist.Dirichlet(np.array([0.02, 1e-300, 0.02]))})
+
+
 def test_a_bijection_that_rounds_draws_to_an_edge_is_refused():
     """One logit of nine is beyond 36.7, where the number itself is one."""
     sparse = dist.TransformedDistribution(dist.Normal(np.zeros(2), 30.0).to_event(1), transforms.SigmoidTransform())
