@@ -23,4 +23,5 @@ from .sampler import run as run
 from .sampler import step as step
 from .state import Problem as Problem
 from .state import Settings as Settings
+from .storable import storable as storable
 from .train import Training as Training

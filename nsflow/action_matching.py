@@ -13,6 +13,7 @@ from nsflow.arguments import part, settle
 from nsflow.base import AbstractBase, Normal
 from nsflow.objective import AbstractFlowObjective, stratified
 from nsflow.path import AbstractPath
+from nsflow.storable import storable
 
 Action = Callable[[Array, Array], Array]
 
@@ -92,5 +93,6 @@ class ActionMatching(AbstractFlowObjective):
         return Partial(_slope, field)
 
 
+@storable("action-slope")
 def _slope(action: Action, t: Array, x: Array) -> Array:
     return jax.grad(action, 1)(t, x)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from nsflow.arguments import POSITIVE, real, settle
 from nsflow.precision import standard_promotion
+from nsflow.storable import storable
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -75,6 +76,7 @@ def normal_rows(key: Array, num_rows: int, num_columns: int, dtype: Any) -> Floa
     return jax.random.normal(key, (num_rows * num_columns,), dtype).reshape(num_rows, num_columns)
 
 
+@storable("normal")
 @final
 @dataclass(frozen=True)
 class Normal(AbstractBase):
@@ -94,6 +96,7 @@ class Normal(AbstractBase):
         return -0.5 * jnp.sum(z**2) - 0.5 * z.shape[0] * LOG_2PI
 
 
+@storable("edged-ball")
 @final
 @dataclass(frozen=True)
 class EdgedBall(AbstractBase):

@@ -418,7 +418,7 @@ def _demand_storable(problem: Problem, settings: Settings) -> None:
     except NotStorable as error:
         raise TypeError(
             f"`checkpoint` expected settings whose proposals can be stored; got {error}. Make it a dataclass of "
-            "arrays, numbers and parts of nsflow and name it by `nsflow.codec.register`; or run without a checkpoint."
+            "arrays, numbers and parts of nsflow and name it by `nsflow.storable`; or run without a checkpoint."
         ) from error
 
 

@@ -1,6 +1,6 @@
-"""What a run is made of, as plain JSON and blocks of bytes, and back: an explicit list of classes, and no code.
+"""What a run is made of, as plain JSON and blocks of bytes, and back: classes with a tag, and no code.
 
-Reading builds objects of the classes and calls of the functions that are listed here, and of nothing else, so that a
+Reading builds objects of the classes and calls of the functions that `storable` names, and of nothing else, so that a
 file from a stranger can be wrong but cannot run anything.
 """
 
@@ -17,91 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from nsflow import action_matching, energy, score_matching, surrogate, velocity
-from nsflow.base import EdgedBall, Normal
-from nsflow.estimator import KernelDensity
-from nsflow.flow import Flow
-from nsflow.fresh import Batches
-from nsflow.gaussian import Gaussian
-from nsflow.kernels import Kernels
-from nsflow.modes import Mode
-from nsflow.path import LinearPath, TrigonometricPath
-from nsflow.points import Points
+from nsflow import velocity
 from nsflow.prior import Prior
-from nsflow.process import ProcessPath, SubVariancePreserving, VarianceExploding, VariancePreserving
-from nsflow.proposal import Draws, MetaProposal, Mixture, PriorProposal
-from nsflow.pushforward import Pushforward
-from nsflow.schedule import ConstantSchedule, CosineSchedule, LinearSchedule
-from nsflow.state import Phase, Problem, Settings, State, StepInfo
-from nsflow.surrogate import Surrogate
-from nsflow.thinning import Thinned
-from nsflow.triangular import Bent, Step, TriangularMap
-from nsflow.velocity import Architecture, Blueprint
-from nsflow.wide import Wide
+from nsflow.state import Phase, Problem, Settings
+from nsflow.storable import STORABLE, tag_of, where
+from nsflow.velocity import Blueprint
 
 BLOCK = 2**16  # bytes; an array that grew shares all blocks but the last with what it was
 INLINE = 256  # bytes of an array that is written into the JSON
 COLUMNS = 16  # named tuples of one class from which on a sequence of them is written by columns
 
 
-def _name(thing: Any) -> str:
-    return f"{thing.__module__}.{thing.__qualname__}"
-
-
-CLASSES: dict[str, type] = {
-    _name(cls): cls
-    for cls in (
-        *(Architecture, Batches, Blueprint, ConstantSchedule, CosineSchedule, Draws, EdgedBall, Flow, Gaussian),
-        *(KernelDensity, Kernels, LinearPath, LinearSchedule, MetaProposal, Mixture, Mode, Normal, Points),
-        *(PriorProposal, Problem, ProcessPath, Pushforward, State, StepInfo, SubVariancePreserving, Surrogate, Thinned),
-        *(TrigonometricPath, VarianceExploding, VariancePreserving, Wide, velocity._Static),
-        *(Bent, Step, TriangularMap, surrogate._Interpolation, surrogate._Network),
-    )
-}
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    _name(function): function
-    for function in (
-        velocity._gaussian_plus_network,
-        velocity._gaussian_noise_plus_network,
-        velocity._gaussian_noise_potential_plus_network,
-        velocity._gaussian_action_plus_network,
-        velocity._network,
-        score_matching._probability_flow,
-        action_matching._slope,
-        energy._slope,
-        surrogate._zero,
-    )
-}
-
-
 class NotStorable(TypeError):  # noqa: N818
     """An object that a checkpoint cannot hold."""
-
-
-def register(cls: type) -> type:
-    """Let checkpoints hold objects of a class of your own, such as a density that your estimator fits.
-
-    Args:
-        cls: A dataclass or named tuple of arrays, numbers, strings, and further parts that can be stored.
-
-    Returns:
-        The class, so that this can be a decorator.
-
-    Raises:
-        TypeError: If it is neither.
-
-    Example:
-        >>> from dataclasses import dataclass
-        >>> @register
-        ... @dataclass(frozen=True)
-        ... class Box:
-        ...     low: np.ndarray
-        ...     high: np.ndarray
-    """
-    if not isinstance(cls, type) or not (is_dataclass(cls) or hasattr(cls, "_fields")):
-        raise TypeError(f"`register` expected a dataclass or a named tuple; got {cls!r}.")
-    CLASSES[_name(cls)] = cls
-    return cls
 
 
 Given = Mapping[str, Any]  # objects that the reader has: they are written by name
@@ -201,17 +129,18 @@ class Encoder:
             # JAX keeps a partial within a Partial apart by a wrapper, whose content is `fun`.
             function = getattr(value.func, "fun", value.func)
             return [kind.__name__, self.encode(function), self._arguments(value.args)]
-        if not isinstance(value, type) and FUNCTIONS.get(_name_or_none(value)) is value:
-            return ["function", _name(value)]
+        if not isinstance(value, type) and (tag := tag_of(value)):
+            return ["function", tag]
         names = getattr(value, "_fields", None) or ([f.name for f in fields(value)] if is_dataclass(value) else None)
         if isinstance(value, type) or names is None:
             raise _refused(value)
         return ["object", self._class(kind), list(names), [self.encode(getattr(value, n)) for n in names]]
 
     def _class(self, cls: type) -> str:
-        if CLASSES.get(_name(cls)) is not cls:
+        tag = tag_of(cls)
+        if tag is None:
             raise _refused(cls)
-        return _name(cls)
+        return tag
 
     def _array(self, value: Any) -> list[Any]:
         kind = "scalar" if isinstance(value, np.generic) else "jax" if isinstance(value, jax.Array) else "array"
@@ -245,14 +174,10 @@ class Encoder:
         return [self.encode(item) for item in (blueprint, *args[1:-1], weights)]
 
 
-def _name_or_none(value: Any) -> str:
-    return _name(value) if hasattr(value, "__qualname__") and hasattr(value, "__module__") else ""
-
-
 def _refused(value: Any) -> NotStorable:
     cls = value if isinstance(value, type) else type(value)
-    what = f"the function {_name_or_none(value)}" if callable(value) and hasattr(value, "__code__") else ""
-    return NotStorable(what or f"an object of class {_name(cls)}")
+    what = f"the function {where(value)}" if callable(value) and hasattr(value, "__code__") else ""
+    return NotStorable(what or f"an object of class {where(cls)}")
 
 
 def decode(nodes: list[list[Any]], root: int, given: Given, block: Callable[[str], bytes]) -> Any:
@@ -290,7 +215,7 @@ def _value(node: list[Any], values: list[Any], given: Given, block: Callable[[st
             return _read_array(kind, dtype, shape, data, block)
         case ["rows", str(name), list(columns)]:
             lists = [c.tolist() if isinstance(c, np.ndarray) else c for c in (values[k] for k in columns)]
-            return tuple(CLASSES[name](*row) for row in zip(*lists, strict=True))
+            return tuple(_class(name)(*row) for row in zip(*lists, strict=True))
         case ["tuple", list(items)]:
             return tuple(values[k] for k in items)
         case ["list", list(items)]:
@@ -300,10 +225,30 @@ def _value(node: list[Any], values: list[Any], given: Given, block: Callable[[st
         case ["partial" | "Partial" as kind, int(function), list(args)]:
             return _read_partial(kind, values[function], [values[k] for k in args])
         case ["function", str(name)]:
-            return FUNCTIONS[name]
+            return _function(name)
         case ["object", str(name), list(names), list(items)]:
-            return CLASSES[name](**dict(zip(names, (values[k] for k in items), strict=True)))
+            return _class(name)(**dict(zip(names, (values[k] for k in items), strict=True)))
     raise ValueError(f"a node {str(node)[:80]} that is none")
+
+
+def _named(tag: str) -> Any:
+    if tag not in STORABLE:
+        import nsflow.energy  # noqa: F401  # the diffusion family, which nothing else here needs
+    if tag not in STORABLE:
+        raise ValueError(f"something of the class or function {tag[:80]!r}, which nothing here is called")
+    return STORABLE[tag]
+
+
+def _class(tag: str) -> type:
+    if not isinstance(found := _named(tag), type):
+        raise ValueError(f"an object of {tag[:80]!r}, which is no class")
+    return found
+
+
+def _function(tag: str) -> Callable[..., Any]:
+    if isinstance(found := _named(tag), type):
+        raise ValueError(f"a call of {tag[:80]!r}, which is no function")
+    return found
 
 
 def _read_prior(prior: Prior, phases: Any) -> Prior:
@@ -328,7 +273,7 @@ def _read_array(kind: str, dtype: str, shape: list[int], data: Any, block: Calla
 
 
 def _read_partial(kind: str, function: Any, args: list[Any]) -> Any:
-    if not (FUNCTIONS.get(_name_or_none(function)) is function or type(function) is partial):
+    if not (type(function) is partial or not isinstance(function, type) and tag_of(function)):
         raise ValueError("a call of something that is no listed function")
     if args and isinstance(args[0], Blueprint):
         if args[0].architecture.depth > len(args[-1]):  # layers would be built without end

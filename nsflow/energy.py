@@ -16,6 +16,7 @@ from nsflow.objective import AbstractFlowObjective
 from nsflow.path import AbstractPath
 from nsflow.precision import full_precision, standard_promotion
 from nsflow.score_matching import AbstractScoreObjective, DenoisingScoreMatching
+from nsflow.storable import storable
 from nsflow.train import Training
 from nsflow.velocity import Architecture
 
@@ -61,6 +62,7 @@ def gradient(potential: Any) -> Partial:
     return Partial(_slope, potential)
 
 
+@storable("energy-slope")
 def _slope(potential: Any, t: Array, x: Array) -> Array:
     return jax.grad(potential, 1)(t, x)
 

@@ -16,6 +16,7 @@ from nsflow.flow import Flow
 from nsflow.gaussian import Gaussian
 from nsflow.proposal import Mixture, Proposal
 from nsflow.pushforward import Pushforward
+from nsflow.storable import storable
 from nsflow.train import Training
 from nsflow.wide import Wide
 
@@ -137,6 +138,7 @@ class KernelEstimator(AbstractEstimator):
         return KernelDensity(centres, weights)
 
 
+@storable("kernel-density")
 @final
 @dataclass(frozen=True)
 class KernelDensity:

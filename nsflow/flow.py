@@ -31,6 +31,7 @@ from nsflow.ode import integrate
 from nsflow.precision import float64, full_precision
 from nsflow.pushforward import Pushforward
 from nsflow.shapes import by_chunks, map_points, map_some
+from nsflow.storable import storable
 from nsflow.train import Training, TrainingInfo
 from nsflow.velocity import Architecture, as_velocity
 
@@ -39,6 +40,7 @@ NUM_CORRECTIONS = 2  # of the way back, before the Jacobian
 MAX_NEWTON = 10  # steps after which a point counts as having no inverse
 
 
+@storable("flow")
 @partial(
     jax.tree_util.register_dataclass, data_fields=("velocity", "mean", "scale", "num_steps"), meta_fields=("width",)
 )

@@ -10,8 +10,10 @@ from jaxtyping import Float, Int
 from nsflow.batch import join_derived
 from nsflow.evidence import Evidence, log_evidence
 from nsflow.proposal import Draws, MetaProposal
+from nsflow.storable import storable
 
 
+@storable("batches")
 class Batches(NamedTuple):
     """Draws of proposals that they did not train, one batch like the other."""
 

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from nsflow.storable import storable
+
 LOG_2PI = float(np.log(2 * np.pi))
 
 
@@ -22,6 +24,7 @@ class Preimage(NamedTuple):
         return -0.5 * (self.z**2).sum(axis=1) - 0.5 * self.z.shape[1] * LOG_2PI - self.log_det
 
 
+@storable("gaussian")
 @dataclass(frozen=True)
 class Gaussian:
     r"""Normal distribution :math:`N(\mu, L L^T)`.

@@ -14,6 +14,7 @@ from scipy.spatial import KDTree
 from nsflow.gaussian import lower_root
 from nsflow.precision import full_precision
 from nsflow.shapes import by_chunks, map_points
+from nsflow.storable import storable
 
 CHUNK = 256  # points evaluated at once, so that one compiled shape serves every batch
 BATCH = 16  # of them in the caches of one core
@@ -21,6 +22,7 @@ LOG_2PI = float(np.log(2 * np.pi))
 DEEP = 30.0  # sigma in the prior's tail, beyond 37 of which one over the mass overflows: such draws had no density
 
 
+@storable("kernels")
 @dataclass(frozen=True)
 class Kernels:
     r"""Equal mixture of multivariate Student-t kernels, some draws of which follow the prior outwards.

@@ -15,7 +15,7 @@ from nsflow.declaration import conforms
 from nsflow.files import open_regular, write_bytes
 
 FORMAT = "nsflow checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest"
 
 

@@ -16,6 +16,7 @@ from nsflow.journal import Recorded, bare
 from nsflow.likelihood import JaxLikelihood, Likelihood, evaluate
 from nsflow.precision import float64
 from nsflow.prior import Prior
+from nsflow.storable import storable
 
 MAX_EVALUATIONS = 200  # of the gradient in one ascent; ten dimensions need forty
 MAX_CURVATURE = 1e16  # in latent units; differences cannot see more, and a mode of no width has no density
@@ -132,6 +133,7 @@ class Target:
         return float(value), (ahead - behind) / (2 * FINE_STEP), hessian / FINE_STEP**2
 
 
+@storable("mode")
 class Mode(NamedTuple):
     """A local maximum of likelihood times prior in latent space."""
 

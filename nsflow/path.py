@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nsflow.arguments import real, settle
+from nsflow.storable import storable
 
 
 class AbstractPath(ABC):
@@ -142,6 +143,7 @@ class AbstractPath(ABC):
         return jax.jvp(self.alpha, (t,), (one,)), jax.jvp(self.sigma, (t,), (one,))
 
 
+@storable("linear-path")
 @final
 @dataclass(frozen=True)
 class LinearPath(AbstractPath):
@@ -174,6 +176,7 @@ class LinearPath(AbstractPath):
         return 1 - (1 - self.noise) * t
 
 
+@storable("trigonometric-path")
 @final
 @dataclass(frozen=True)
 class TrigonometricPath(AbstractPath):

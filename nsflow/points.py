@@ -10,8 +10,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from nsflow.evidence import effective_sample_size
+from nsflow.storable import storable
 
 
+@storable("points")
 class Points(NamedTuple):
     """Evaluated latent points."""
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from nsflow.path import AbstractPath
 from nsflow.schedule import AbstractSchedule, LinearSchedule, integral
+from nsflow.storable import storable
 
 
 class AbstractProcess(ABC):
@@ -94,6 +95,7 @@ class AbstractLinearProcess(AbstractProcess):
         return rate / scale
 
 
+@storable("variance-preserving")
 @final
 @dataclass(frozen=True)
 class VariancePreserving(AbstractLinearProcess):
@@ -125,6 +127,7 @@ class VariancePreserving(AbstractLinearProcess):
         return -jnp.expm1(-self.schedule.integral(t))
 
 
+@storable("sub-variance-preserving")
 @final
 @dataclass(frozen=True)
 class SubVariancePreserving(AbstractLinearProcess):
@@ -148,6 +151,7 @@ class SubVariancePreserving(AbstractLinearProcess):
         return jnp.expm1(-self.schedule.integral(t)) ** 2
 
 
+@storable("variance-exploding")
 @final
 @dataclass(frozen=True)
 class VarianceExploding(AbstractLinearProcess):
@@ -207,6 +211,7 @@ class LinearProcess(AbstractLinearProcess):
         return self.scale(t) ** 2 * integral(lambda u: (self.noise(u) / self.scale(u)) ** 2, t)
 
 
+@storable("process-path")
 @final
 @dataclass(frozen=True)
 class ProcessPath(AbstractPath):

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from nsflow.prior import Prior
+from nsflow.storable import storable
 
 
 @runtime_checkable
@@ -24,6 +25,7 @@ class Proposal(Protocol):
         ...
 
 
+@storable("prior-proposal")
 @dataclass(frozen=True)
 class PriorProposal:
     """The prior as a component of the mixture: it bounds every weight.
@@ -44,6 +46,7 @@ class PriorProposal:
         return np.asarray(self.prior.latent_log_prob(x))
 
 
+@storable("draws")
 class Draws(NamedTuple):
     """Stratified draws of a mixture; the draws that their own density disowns are left out."""
 
@@ -53,6 +56,7 @@ class Draws(NamedTuple):
     log_q: Float[np.ndarray, "n j"]  # log-density of each component, nats
 
 
+@storable("meta-proposal")
 @dataclass(frozen=True)
 class MetaProposal:
     r"""Mixture :math:`Q = \sum_j \frac{n_j}{N} q_j` from which component j is drawn exactly :math:`n_j` times.
@@ -118,6 +122,7 @@ class MetaProposal:
             return np.logaddexp.reduce(log_q + np.log(np.asarray(self.num_draws) / sum(self.num_draws)), axis=1)
 
 
+@storable("mixture")
 @dataclass(frozen=True)
 class Mixture:
     """Mixture as one component: each draw picks its own.

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from nsflow.base import AbstractBase
 from nsflow.gaussian import Preimage
 from nsflow.precision import float64
+from nsflow.storable import storable
 
 
 @runtime_checkable
@@ -24,6 +25,7 @@ class Map(Protocol):
     def inverse(self, x: Any) -> Preimage: ...  # noqa: D102
 
 
+@storable("pushforward")
 @dataclass(frozen=True)
 class Pushforward:
     r"""Distribution of T(z), where z comes from any base and T is the map of a flow or a Gaussian.

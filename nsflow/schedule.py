@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from nsflow.storable import storable
+
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(16)
 
 
@@ -43,6 +45,7 @@ def integral(rate: Callable[[Array], Array], t: Float[Array, ""]) -> Float[Array
     return 0.5 * t * jnp.sum(weights * jax.vmap(rate)(0.5 * t * (nodes + 1)))
 
 
+@storable("constant-schedule")
 @final
 @dataclass(frozen=True)
 class ConstantSchedule(AbstractSchedule):
@@ -63,6 +66,7 @@ class ConstantSchedule(AbstractSchedule):
         return self.rate * t
 
 
+@storable("linear-schedule")
 @final
 @dataclass(frozen=True)
 class LinearSchedule(AbstractSchedule):
@@ -88,6 +92,7 @@ class LinearSchedule(AbstractSchedule):
         return self.first * t + 0.5 * (self.last - self.first) * t**2
 
 
+@storable("cosine-schedule")
 @final
 @dataclass(frozen=True)
 class CosineSchedule(AbstractSchedule):

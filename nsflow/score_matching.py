@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from nsflow.arguments import TIMES, integer, part, settle
 from nsflow.objective import AbstractFlowObjective, stratified
 from nsflow.path import AbstractPath
+from nsflow.storable import storable
 
 Field = Callable[[Array, Array], Array]
 
@@ -252,6 +253,7 @@ class AbstractScoreObjective(AbstractFlowObjective):
         return t, jax.random.normal(key_x0, rows.shape, rows.dtype)
 
 
+@storable("probability-flow")
 def _probability_flow(path: AbstractPath, noise: Field, t: Array, x: Array) -> Array:
     return path.velocity_from_noise(t, x, noise(t, x))
 

@@ -21,6 +21,7 @@ from nsflow.modes import Mode
 from nsflow.points import Points, join
 from nsflow.prior import Prior
 from nsflow.proposal import Draws, MetaProposal, Proposal, log_prob
+from nsflow.storable import storable
 from nsflow.train import Training
 
 NUM_COPIES = 6  # of the draws, while one batch is mapped, evaluated and joined to the others
@@ -138,6 +139,7 @@ class Settings:
 PRIOR = 0  # index of the prior among the components of a state
 
 
+@storable("problem")
 class Problem(NamedTuple):
     """What is to be computed: the likelihood of the data and the prior of its parameters."""
 
@@ -155,6 +157,7 @@ class Phase(enum.StrEnum):
     FINISHED = "finished"
 
 
+@storable("state")
 @dataclass(frozen=True)
 class State:
     """Everything that the next step needs. Steps return a new one; none is ever changed."""
@@ -311,6 +314,7 @@ def log_mixture(
     return np.logaddexp.reduce(terms, axis=0) if terms else np.full(len(x), -np.inf)
 
 
+@storable("step")
 class StepInfo(NamedTuple):
     """What one step did."""
 

@@ -16,6 +16,7 @@ from nsflow.gaussian import Gaussian
 from nsflow.objective import Regression
 from nsflow.precision import float64
 from nsflow.shapes import by_chunks
+from nsflow.storable import storable
 from nsflow.train import Training
 from nsflow.triangular import TriangularMap
 from nsflow.velocity import Architecture
@@ -25,6 +26,7 @@ MAX_INTERPOLATED = 6  # dimensions; beyond, interpolation is off by nats where a
 CHUNK = 1024  # points evaluated at once, so that one compiled shape serves every batch
 
 
+@storable("surrogate")
 @dataclass(frozen=True)
 class Surrogate:
     r"""Estimate of log L at latent points.
@@ -148,10 +150,12 @@ def _interpolate(white: np.ndarray, value: np.ndarray) -> Callable[[np.ndarray],
     return _Interpolation(points, value[index], num_nearest)
 
 
+@storable("zero")
 def _zero(white: np.ndarray) -> np.ndarray:
     return np.zeros(len(white))
 
 
+@storable("interpolation")
 @dataclass(frozen=True)
 class _Interpolation:
     points: np.ndarray
@@ -166,6 +170,7 @@ class _Interpolation:
         return RBFInterpolator(self.points, self.value, self.num_nearest, kernel="cubic", degree=2)
 
 
+@storable("surrogate-network")
 @dataclass(frozen=True)
 class _Network:
     field: Partial

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from nsflow.prior import Prior
 from nsflow.proposal import MetaProposal, Proposal, log_prob
+from nsflow.storable import storable
 
 Surrogate = Callable[[np.ndarray], np.ndarray]  # latent points, (n, d), to estimates of log L in nats, (n,)
 
@@ -19,6 +20,7 @@ QUANTILES = np.linspace(0.0, 0.95, 20)  # of the estimated weight, tried as boun
 NUM_BEYOND = 10  # bounds between the last of them and the largest weight, where the best of kernels lies
 
 
+@storable("thinned")
 @dataclass(frozen=True)
 class Thinned:
     r"""Draws x of a proposal q, each of which passes with a chance that grows with its estimated weight.

@@ -7,10 +7,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from nsflow.proposal import Proposal
+from nsflow.storable import storable
 
 STEEPEST = 12.0  # nats at which the log of a width is cut off: of far points those of three sources make 1e16, not 1e39
 
 
+@storable("triangular-step")
 class Step(NamedTuple):
     """One coordinate less a curve, over a width, both of which another coordinate predicts."""
 
@@ -26,6 +28,7 @@ class Step(NamedTuple):
         return columns @ self.curve, np.clip(columns @ self.log_width, -STEEPEST, STEEPEST)
 
 
+@storable("triangular-map")
 @dataclass(frozen=True)
 class TriangularMap:
     r"""Bijection whose steps, one after the other, straighten curves and even out widths.
@@ -72,6 +75,7 @@ class TriangularMap:
         return -np.sum(log_widths, axis=0) if log_widths else np.zeros(len(x))
 
 
+@storable("bent")
 @dataclass(frozen=True)
 class Bent:
     """A proposal for straightened coordinates as one for x.

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from nsflow.arguments import integer, real, settle, several
 from nsflow.path import AbstractPath
+from nsflow.storable import storable
 
 
 class Perceptron(nnx.Module):
@@ -123,6 +124,7 @@ SIZES = {
 }
 
 
+@storable("architecture")
 @no_type_check  # its own messages come before a run-time checker's
 @dataclass(frozen=True)
 class Architecture:
@@ -242,6 +244,7 @@ class Architecture:
         return Partial(_network, graph, weights)
 
 
+@storable("static")
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class _Static:
@@ -250,22 +253,26 @@ class _Static:
     value: Any
 
 
+@storable("velocity")
 def _gaussian_plus_network(graph: Any, path: _Static, weights: Any, t: Array, x: Array) -> Array:
     return path.value.gaussian_velocity(t, x) + nnx.merge(graph, weights)(t, x)
 
 
+@storable("noise-velocity")
 def _gaussian_noise_plus_network(graph: Any, path: _Static, weights: Any, t: Array, x: Array) -> Array:
     alpha, sigma = path.value.alpha(t), path.value.sigma(t)
     width = jnp.sqrt(alpha**2 + sigma**2)
     return sigma / width**2 * x + alpha / width * nnx.merge(graph, weights)(t, x / width)
 
 
+@storable("noise-potential-velocity")
 def _gaussian_noise_potential_plus_network(graph: Any, path: _Static, weights: Any, t: Array, x: Array) -> Array:
     alpha, sigma = path.value.alpha(t), path.value.sigma(t)
     width = jnp.sqrt(alpha**2 + sigma**2)
     return 0.5 * sigma / width**2 * jnp.sum(x**2) + alpha * nnx.merge(graph, weights)(t, x / width)[0]
 
 
+@storable("action-velocity")
 def _gaussian_action_plus_network(graph: Any, path: _Static, weights: Any, t: Array, x: Array) -> Array:
     return 0.5 * jnp.sum(x * path.value.gaussian_velocity(t, x)) + nnx.merge(graph, weights)(t, x)[0]
 
@@ -273,6 +280,7 @@ def _gaussian_action_plus_network(graph: Any, path: _Static, weights: Any, t: Ar
 # ------------------------------------------------------------- networks in parts
 
 
+@storable("blueprint")
 @dataclass(frozen=True)
 class Blueprint:
     """What a network is built from, its weights excepted.
@@ -370,5 +378,6 @@ def as_velocity(field: Callable[[Array, Array], Array]) -> Partial:
     return Partial(field)
 
 
+@storable("network")
 def _network(graph: Any, weights: Any, *inputs: Array) -> Array:
     return nnx.merge(graph, weights)(*inputs)

@@ -8,11 +8,13 @@ from jaxtyping import Array, Float
 
 from nsflow.gaussian import Preimage
 from nsflow.pushforward import Map
+from nsflow.storable import storable
 
 SHARES = (0.5, 0.3, 0.2)  # p_k of the normals
 DEVIATIONS = (0.0, 1.0, 3.0)  # m_k, by which their radii exceed the first's, in its deviations
 
 
+@storable("wide")
 @dataclass(frozen=True)
 class Wide:
     r"""Distribution of T(z), where z comes from normals of three widths and T is the map of a flow or a Gaussian.

@@ -10,7 +10,7 @@ import nsflow
 ROOT = Path(nsflow.__file__).parent
 # Each imports only from those before it.
 ORDER = (
-    "arithmetic", "precision", "arguments", "shapes", "declaration", "drawing", "interrupt", "coordinate",
+    "storable", "arithmetic", "precision", "arguments", "shapes", "declaration", "drawing", "interrupt", "coordinate",
     "normal_score", "quantile", "parameter", "simplex", "discrete", "periodic", "failure", "cube", "distribution",
     "prior", "batch", "workers", "host", "journal", "likelihood", "gaussian", "modes",
     "base", "pushforward", "path", "schedule", "process", "coupling", "ode",
