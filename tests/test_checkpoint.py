@@ -875,7 +875,7 @@ def test_a_true_value_of_a_state_is_taken(copy, whole):
 @pytest.mark.parametrize("field", ["x", "log_likelihood", "log_prior", "log_flows", "is_prior"])
 def test_arrays_of_a_state_agree_in_length(field, copy):
     def change(head, nodes):
-        points = next(node for node in nodes if node[0] == "object" and node[1].endswith(".Points"))
+        points = next(node for node in nodes if node[0] == "object" and node[1] == "points")
         nodes[points[3][points[2].index(field)]] = ["array", "|b1" if field == "is_prior" else "<f8", [1], "00" * 8]
         if field == "is_prior":
             nodes[points[3][points[2].index(field)]][3] = "00"
