@@ -73,7 +73,7 @@ def run_cell(sampler: str, name: str, seed: int) -> dict[str, Any]:
     if sampler == "nss":
         from blackjax.ns.utils import finalise
 
-        from nsflow.adapters.nested import nested_samples
+        from nsflow.adapters.blackjax.result import nested_samples
 
         points = finalise(state, dead, update_info=False).particles
         samples = nested_samples(points.position, points.loglikelihood, points.loglikelihood_birth)

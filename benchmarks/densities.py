@@ -28,23 +28,23 @@ NUM_TEST = 5000
 
 
 def methods() -> dict[str, Any]:
-    from nsflow.action_matching import ActionMatching
     from nsflow.adapters.flowjax import DiscreteFlowEstimator
-    from nsflow.coupling import Sinkhorn
-    from nsflow.estimator import (
+    from nsflow.densities.kernels import Kernels
+    from nsflow.diffusion.action_matching import ActionMatching
+    from nsflow.diffusion.process import ProcessPath, VariancePreserving
+    from nsflow.diffusion.score_matching import DenoisingScoreMatching, ImplicitScoreMatching, SlicedDivergence
+    from nsflow.flow.coupling import Sinkhorn
+    from nsflow.flow.maximum_likelihood import MaximumLikelihood
+    from nsflow.flow.objective import FlowMatching
+    from nsflow.flow.path import LinearPath, TrigonometricPath
+    from nsflow.flow.training import Training
+    from nsflow.proposals.estimators import (
         AbstractEstimator,
         FlowEstimator,
         GaussianEstimator,
         GaussianMixtureEstimator,
         KernelEstimator,
     )
-    from nsflow.kernels import Kernels
-    from nsflow.maximum_likelihood import MaximumLikelihood
-    from nsflow.objective import FlowMatching
-    from nsflow.path import LinearPath, TrigonometricPath
-    from nsflow.process import ProcessPath, VariancePreserving
-    from nsflow.score_matching import DenoisingScoreMatching, ImplicitScoreMatching, SlicedDivergence
-    from nsflow.train import Training
 
     @dataclass(frozen=True)
     class LocalKernels(AbstractEstimator):
@@ -79,7 +79,7 @@ def methods() -> dict[str, Any]:
 
 def as_proposal(name: str) -> Any:
     """The estimator as the sampler takes it: flows with a wider base; the default is none at all."""
-    from nsflow.estimator import FlowEstimator
+    from nsflow.proposals.estimators import FlowEstimator
 
     if name == "default":
         return None
@@ -141,7 +141,7 @@ def posterior(name: str, n: int) -> tuple[np.ndarray, Any]:
 def shortened(estimator: Any) -> Any:
     """The estimator with hardly any training, to compile what the whole of it will call."""
     from nsflow.adapters.flowjax import DiscreteFlowEstimator
-    from nsflow.estimator import FlowEstimator
+    from nsflow.proposals.estimators import FlowEstimator
 
     if isinstance(estimator, FlowEstimator):
         training = estimator.training

@@ -33,11 +33,11 @@ import scipy.stats
 
 import nsflow
 from nsflow.adapters import blackjax
-from nsflow.journal import HEADER, MAGIC
-from nsflow.manifest import digest_of
-from nsflow.objective import FlowMatching
-from nsflow.path import LinearPath
-from nsflow.velocity import Architecture
+from nsflow.checkpoint.manifest import digest_of
+from nsflow.flow.objective import FlowMatching
+from nsflow.flow.path import LinearPath
+from nsflow.flow.velocity import Architecture
+from nsflow.likelihood.journal import HEADER, MAGIC
 
 TIME_LIMIT = 120  # seconds of the processor that one example may take
 LONGEST_WAIT = 1200  # seconds on the wall

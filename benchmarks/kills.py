@@ -32,9 +32,9 @@ def worker(folder, output, seed):
     """One process: run, and save the result."""
     import numpyro.distributions as dist
 
-    import nsflow.checkpoint
+    import nsflow.checkpoint.checkpoint
 
-    nsflow.checkpoint.INTERVAL = 0.1
+    nsflow.checkpoint.checkpoint.INTERVAL = 0.1
     calls = os.open(f"{output}.calls", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def log_likelihood(p):

@@ -15,8 +15,8 @@ import numpy as np
 from samplers import build, model
 
 import nsflow
-from nsflow.likelihood import as_likelihood
-from nsflow.state import Phase, Problem
+from nsflow.likelihood.likelihood import as_likelihood
+from nsflow.nested.state import Phase, Problem
 
 
 def run_ladder(name: str, seed: int) -> str:

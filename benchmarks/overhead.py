@@ -23,8 +23,8 @@ import numpy as np
 import numpyro.distributions as dist
 
 import nsflow
-from nsflow.likelihood import as_likelihood
-from nsflow.state import Phase
+from nsflow.likelihood.likelihood import as_likelihood
+from nsflow.nested.state import Phase
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "overhead.png"

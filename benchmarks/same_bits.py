@@ -267,8 +267,8 @@ def fit() -> tuple[str, str]:
     import jax
 
     import nsflow
-    from nsflow.process import ProcessPath, VariancePreserving
-    from nsflow.score_matching import DenoisingScoreMatching
+    from nsflow.diffusion.process import ProcessPath, VariancePreserving
+    from nsflow.diffusion.score_matching import DenoisingScoreMatching
 
     rng = np.random.default_rng(16)
     x = rng.normal(size=(600, 2))
@@ -347,7 +347,9 @@ def main() -> int:
     with ThreadPoolExecutor(options.workers) as threads:
         base, here = threads.map(lambda checkout: list(lines(checkout, names)), (options.base, HERE.parent))
     num_different = 0
-    for (name, old, old_words, old_seconds), (_, new, words, seconds) in zip(base, here, strict=True):
+    before = {name: rest for name, *rest in base}
+    for name, new, words, seconds in here:
+        old, old_words, old_seconds = before[name]
         verdict = "same" if old == new else "DIFFERENT"
         num_different += old != new
         print(f"{name:<18}{verdict:<11}{words}" + (f"; was {old_words}" if old_words != words else ""), end="")

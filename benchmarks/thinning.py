@@ -14,12 +14,12 @@ import numpy as np
 from samplers import build, model
 
 import nsflow
-from nsflow.evidence import log_evidence
-from nsflow.likelihood import as_likelihood, evaluate
-from nsflow.precision import float64
-from nsflow.proposal import MetaProposal
-from nsflow.state import Phase, State
-from nsflow.thinning import Thinned, acceptance, expected_calls
+from nsflow.importance.evidence import log_evidence
+from nsflow.likelihood.likelihood import as_likelihood, evaluate
+from nsflow.nested.state import Phase, State
+from nsflow.numerics.precision import float64
+from nsflow.proposals.meta_proposal import MetaProposal
+from nsflow.proposals.rejection import Thinned, acceptance, expected_calls
 
 
 def frozen_state(name: str, seed: int) -> State:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from nsflow.ode import integrate
+from nsflow.flow.ode import integrate
 
 PAGE = Path(__file__).resolve().parent / "diffusion.md"
 DOTS = {"s": 1.5, "linewidths": 0, "alpha": 0.6}

@@ -20,17 +20,17 @@ import numpy as np
 from scipy.special import logsumexp
 
 import nsflow
-from nsflow.action_matching import ActionMatching
 from nsflow.adapters.flowjax import DiscreteFlowEstimator
-from nsflow.coupling import Sinkhorn
-from nsflow.langevin import annealed_langevin, metropolis_langevin, run_chain
-from nsflow.maximum_likelihood import MaximumLikelihood
-from nsflow.objective import FlowMatching
-from nsflow.path import LinearPath, TrigonometricPath
-from nsflow.process import ProcessPath, VariancePreserving
-from nsflow.score_matching import DenoisingScoreMatching, ImplicitScoreMatching, score
-from nsflow.sde import PredictorCorrector, ReverseProcess, StochasticHeun, simulate
-from nsflow.velocity import Architecture
+from nsflow.diffusion.action_matching import ActionMatching
+from nsflow.diffusion.langevin import annealed_langevin, metropolis_langevin, run_chain
+from nsflow.diffusion.process import ProcessPath, VariancePreserving
+from nsflow.diffusion.score_matching import DenoisingScoreMatching, ImplicitScoreMatching, score
+from nsflow.diffusion.sde import PredictorCorrector, ReverseProcess, StochasticHeun, simulate
+from nsflow.flow.coupling import Sinkhorn
+from nsflow.flow.maximum_likelihood import MaximumLikelihood
+from nsflow.flow.objective import FlowMatching
+from nsflow.flow.path import LinearPath, TrigonometricPath
+from nsflow.flow.velocity import Architecture
 
 matplotlib.use("agg")
 WIDTH = 0.1  # of the moons

@@ -2,7 +2,7 @@
 
 import sys
 
-from nsflow.terminal import main
+from nsflow.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,18 +7,20 @@ from typing import Any, no_type_check
 
 import numpy as np
 
-from nsflow.arguments import instance, shown
-from nsflow.checkpoint import load_state
-from nsflow.evidence import Evidence, effective_sample_size, pareto_khat
-from nsflow.fresh import Batches, pool
-from nsflow.journal import Journal, Recorded
-from nsflow.likelihood import Likelihood, as_likelihood
-from nsflow.periodic import turn
-from nsflow.precision import float64
-from nsflow.prior import Prior
-from nsflow.results import Results
-from nsflow.state import Phase, Problem, Settings, State
-from nsflow.summary import limit_alarms, weight_alarms
+from nsflow.checkpoint.checkpoint import load_state
+from nsflow.importance.evidence import Evidence
+from nsflow.importance.pareto import pareto_khat
+from nsflow.importance.weights import effective_sample_size
+from nsflow.likelihood.journal import Journal, Recorded
+from nsflow.likelihood.likelihood import Likelihood, as_likelihood
+from nsflow.nested.draws import Batches, pool
+from nsflow.nested.state import Phase, Problem, Settings, State
+from nsflow.nested.summary import limit_alarms, weight_alarms
+from nsflow.numerics.arguments import instance, shown
+from nsflow.numerics.precision import float64
+from nsflow.prior.periodic import turn
+from nsflow.prior.prior import Prior
+from nsflow.results.results import Results
 
 
 @no_type_check  # its own messages come before a run-time checker's

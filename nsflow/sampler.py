@@ -13,29 +13,29 @@ import numpy as np
 from jaxtyping import Array
 from scipy import special
 
-from nsflow.arguments import instance, integer, require_key, shown
-from nsflow.checkpoint import opened
-from nsflow.components import fit_cheap
-from nsflow.estimator import AbstractEstimator
-from nsflow.failure import LikelihoodError
-from nsflow.frozen import draw_frozen, largest_batch, reopen
-from nsflow.host import HostLikelihood
-from nsflow.interrupt import Interrupt, listen
-from nsflow.journal import Journal, Recorded, Stopped
-from nsflow.ladder import climb, largest_level, outlook
-from nsflow.likelihood import Likelihood, as_likelihood, check, evaluate_until, require_finite, require_free
-from nsflow.periodic import emptiest, turn
-from nsflow.points import Points
-from nsflow.posterior import largest_round, refine
-from nsflow.precision import float64
-from nsflow.prior import Prior
-from nsflow.progress import Listener, check_progress, watching
-from nsflow.proposal import PriorProposal
-from nsflow.results import Results
-from nsflow.scouting import largest_search, scout
-from nsflow.start import Start, as_start
-from nsflow.state import Phase, Problem, Settings, State, StepInfo, draw
-from nsflow.summary import summarise
+from nsflow.checkpoint.checkpoint import opened
+from nsflow.likelihood.host import HostLikelihood
+from nsflow.likelihood.journal import Journal, Recorded, Stopped
+from nsflow.likelihood.likelihood import Likelihood, as_likelihood, check, evaluate_until, require_finite, require_free
+from nsflow.likelihood.signals import Interrupt, listen
+from nsflow.nested.components import fit_cheap
+from nsflow.nested.final import draw_frozen, largest_batch, reopen
+from nsflow.nested.levels import climb, largest_level, outlook
+from nsflow.nested.points import Points
+from nsflow.nested.progress import Listener, check_progress, watching
+from nsflow.nested.rounds import largest_round, refine
+from nsflow.nested.scouting import largest_search, scout
+from nsflow.nested.state import Phase, Problem, Settings, State, StepInfo, draw
+from nsflow.nested.summary import summarise
+from nsflow.nested.warm_start import Start, as_start
+from nsflow.numerics.arguments import instance, integer, require_key, shown
+from nsflow.numerics.errors import LikelihoodError
+from nsflow.numerics.precision import float64
+from nsflow.prior.periodic import emptiest, turn
+from nsflow.prior.prior import Prior
+from nsflow.proposals.estimators import AbstractEstimator
+from nsflow.proposals.meta_proposal import PriorProposal
+from nsflow.results.results import Results
 
 
 @no_type_check  # its own messages come before a run-time checker's

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nsflow import train
-from nsflow.action_matching import ActionMatching, action_matching
-from nsflow.path import LinearPath, TrigonometricPath
-from nsflow.precision import standard_promotion
-from nsflow.train import Training
-from nsflow.velocity import Architecture
+from nsflow.diffusion.action_matching import ActionMatching, action_matching
+from nsflow.flow.path import LinearPath, TrigonometricPath
+from nsflow.flow.training import Training
+from nsflow.flow.velocity import Architecture
+from nsflow.numerics.precision import standard_promotion
 
 X_NODES, X_WEIGHTS = np.polynomial.hermite_e.hermegauss(60)
 T_NODES, T_WEIGHTS = np.polynomial.legendre.leggauss(60)
@@ -69,7 +68,7 @@ def test_training_recovers_the_potential_up_to_a_constant():
     rows = rng.normal(M, S, size=(4000, 1))
     objective, training = ActionMatching(path), Training(num_steps=1500, patience=100)
     field = objective.init(jax.random.key(0), 1, Architecture(width=32))
-    learned, _ = standard_promotion(train.fit)(
+    learned, _ = standard_promotion(training.train)(
         jax.random.key(1),
         field,
         rows,

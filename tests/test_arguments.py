@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nsflow import arguments
-from nsflow.arguments import require_array, require_count, require_key, require_points, scalar
+from nsflow.numerics import arguments
+from nsflow.numerics.arguments import require_array, require_count, require_key, require_points, scalar
 
 
 @pytest.mark.parametrize(

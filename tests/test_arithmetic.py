@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 import nsflow
 from nsflow import plots
-from nsflow.arithmetic import OURS
-from nsflow.tables import summary
+from nsflow.numerics.arithmetic import OURS
+from nsflow.results.text import summary
 
 PRIOR = nsflow.Prior({"a": dist.Uniform(-5.0, 5.0), "b": dist.Normal(0.0, 1.0)})
 SMALL = nsflow.Settings(ess=200, num_prior=200, num_live=100, proposal=nsflow.KernelEstimator())

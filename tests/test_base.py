@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from nsflow.base import EdgedBall, Normal
+from nsflow.densities.bases import EdgedBall, Normal
 
 BASES = [Normal(), EdgedBall(), EdgedBall(share=0.4, inflation=1.2, deviation=2.0)]
 

@@ -24,26 +24,28 @@ from safetensors.numpy import save_file
 from scipy import special
 
 import nsflow
-from nsflow import checkpoint, codec, files, identity, journal, manifest
-from nsflow.action_matching import ActionMatching
-from nsflow.base import EdgedBall
-from nsflow.energy import Conservative
-from nsflow.estimator import KernelDensity
-from nsflow.flow import Flow
-from nsflow.gaussian import Gaussian
-from nsflow.kernels import Kernels
-from nsflow.objective import FlowMatching
-from nsflow.path import AbstractPath, LinearPath, TrigonometricPath
-from nsflow.process import ProcessPath, VariancePreserving
-from nsflow.proposal import Mixture
-from nsflow.pushforward import Pushforward
-from nsflow.score_matching import DenoisingScoreMatching
-from nsflow.state import Problem
-from nsflow.storable import STORABLE
-from nsflow.surrogate import Surrogate, _interpolate, _Network, _zero
-from nsflow.thinning import Thinned
-from nsflow.velocity import Architecture
-from nsflow.wide import Wide
+from nsflow.checkpoint import checkpoint, codec, identity, manifest
+from nsflow.densities.bases import EdgedBall
+from nsflow.densities.gaussian import Gaussian
+from nsflow.densities.kernels import Kernels
+from nsflow.densities.mixture import Mixture
+from nsflow.densities.pushforward import Pushforward
+from nsflow.densities.wide import Wide
+from nsflow.diffusion.action_matching import ActionMatching
+from nsflow.diffusion.energy import Conservative
+from nsflow.diffusion.process import ProcessPath, VariancePreserving
+from nsflow.diffusion.score_matching import DenoisingScoreMatching
+from nsflow.flow.flow import Flow
+from nsflow.flow.objective import FlowMatching
+from nsflow.flow.path import AbstractPath, LinearPath, TrigonometricPath
+from nsflow.flow.velocity import Architecture
+from nsflow.likelihood import journal
+from nsflow.nested.state import Problem
+from nsflow.numerics.storable import STORABLE
+from nsflow.proposals.estimators import KernelDensity
+from nsflow.proposals.rejection import Thinned
+from nsflow.proposals.surrogate import Surrogate, _interpolate, _Network, _zero
+from nsflow.results import files
 
 PRIOR = nsflow.Prior({"x": dist.Uniform(-5, 5), "y": dist.Uniform(-5, 5)})
 SMALL = Architecture(width=8, depth=1)
@@ -641,7 +643,7 @@ def rewrite(path, change):
 
 EVIL_NODES = [
     ["object", "os.system", ["command"], [0]],
-    ["object", "nsflow.codec.Encoder", ["given"], [0]],
+    ["object", "nsflow.checkpoint.codec.Encoder", ["given"], [0]],
     ["object", "velocity", ["command"], [0]],
     ["function", "gaussian"],
     ["function", "os.system"],

@@ -10,18 +10,18 @@ import pytest
 from scipy import stats
 
 import nsflow
-from nsflow import conflict, summary
-from nsflow.evidence import is_heavy
-from nsflow.fresh import Batches
-from nsflow.kernels import Kernels
-from nsflow.ladder import climb
-from nsflow.likelihood import as_likelihood
-from nsflow.modes import Mode, Target, ascend, measure, sharpen
-from nsflow.points import share_of_excess
-from nsflow.precision import float64
-from nsflow.proposal import Draws, MetaProposal, PriorProposal
+from nsflow.densities.kernels import Kernels
+from nsflow.importance.evidence import is_heavy
+from nsflow.likelihood.likelihood import as_likelihood
+from nsflow.modes.modes import Mode, Target, ascend, measure, sharpen
+from nsflow.nested import conflict, summary
+from nsflow.nested.draws import Batches
+from nsflow.nested.levels import climb
+from nsflow.nested.points import share_of_excess
+from nsflow.nested.state import Phase, Problem
+from nsflow.numerics.precision import float64
+from nsflow.proposals.meta_proposal import Draws, MetaProposal, PriorProposal
 from nsflow.sampler import next_batch
-from nsflow.state import Phase, Problem
 
 FALSE_ALARM = 1e-4  # chance that a correct nsflow fails any one statistical test of this file; the seeds are fixed
 SIGMAS = stats.norm.isf(FALSE_ALARM / 2)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from nsflow.coupling import Independent, Sinkhorn
-from nsflow.objective import FlowMatching
-from nsflow.path import LinearPath
+from nsflow.flow.coupling import Independent, Sinkhorn
+from nsflow.flow.objective import FlowMatching
+from nsflow.flow.path import LinearPath
 
 RNG = np.random.default_rng(0)
 X0, X1 = (jnp.asarray(RNG.normal(loc, 1.0, size=(64, 2)), jnp.float32) for loc in (0.0, 1.0))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jaxtyping import Float
 
-from nsflow.declaration import conforms, departure
+from nsflow.results.declaration import conforms, departure
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import sys
 import numpy as np
 import pytest
 
-from nsflow.likelihood import JaxLikelihood, evaluate
+from nsflow.likelihood.likelihood import JaxLikelihood, evaluate
 
 SCRIPT = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
-from nsflow.likelihood import JaxLikelihood, evaluate
+from nsflow.likelihood.likelihood import JaxLikelihood, evaluate
 from tests.test_devices import PARAMS, log_likelihood, summary
 
 devices = jax.devices()

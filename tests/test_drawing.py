@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from nsflow.drawing import as_number, printable, settable, spread, steady
+from nsflow.results.drawing import as_number, printable, settable, spread, steady
 
 
 @pytest.mark.parametrize("sign", ["\x1b", "\x00", "\x07", "\x7f", "\x9b", "\r", "\n", "\u202e", "\u2028", "\ud800"])

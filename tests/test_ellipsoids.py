@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nsflow.ellipsoids import EQUAL, around
-from nsflow.modes import Mode
+from nsflow.modes.modes import Mode
+from nsflow.moves.ellipsoids import EQUAL, around
 
 SCALE = np.array([[0.5, 0.0], [0.3, 0.1]])
 MODES = [Mode(np.zeros(2), -2.0, SCALE), Mode(np.array([5.0, 5.0]), -1.0, 0.2 * np.eye(2))]

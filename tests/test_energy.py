@@ -7,14 +7,14 @@ import numpyro.distributions as dist
 import pytest
 
 import nsflow
-from nsflow.energy import Conservative, EnergyModel, gradient
-from nsflow.gaussian import Gaussian
-from nsflow.objective import FlowMatching
-from nsflow.path import LinearPath, TrigonometricPath
-from nsflow.process import ProcessPath, VarianceExploding
-from nsflow.score_matching import DenoisingScoreMatching
-from nsflow.train import Training
-from nsflow.velocity import Architecture
+from nsflow.densities.gaussian import Gaussian
+from nsflow.diffusion.energy import Conservative, EnergyModel, gradient
+from nsflow.diffusion.process import ProcessPath, VarianceExploding
+from nsflow.diffusion.score_matching import DenoisingScoreMatching
+from nsflow.flow.objective import FlowMatching
+from nsflow.flow.path import LinearPath, TrigonometricPath
+from nsflow.flow.training import Training
+from nsflow.flow.velocity import Architecture
 
 PATH = TrigonometricPath()
 

@@ -9,7 +9,13 @@ import pytest
 
 import nsflow
 from nsflow.adapters.flowjax import DiscreteFlowEstimator
-from nsflow.estimator import (
+from nsflow.densities.gaussian import Gaussian
+from nsflow.diffusion.score_matching import DenoisingScoreMatching
+from nsflow.flow.objective import FlowMatching
+from nsflow.flow.path import LinearPath
+from nsflow.flow.training import Training
+from nsflow.flow.velocity import Architecture
+from nsflow.proposals.estimators import (
     AbstractEstimator,
     FlowEstimator,
     GaussianEstimator,
@@ -17,12 +23,6 @@ from nsflow.estimator import (
     KernelEstimator,
     resample,
 )
-from nsflow.gaussian import Gaussian
-from nsflow.objective import FlowMatching
-from nsflow.path import LinearPath
-from nsflow.score_matching import DenoisingScoreMatching
-from nsflow.train import Training
-from nsflow.velocity import Architecture
 from tests import targets
 
 SMALL = Training(num_steps=300, architecture=Architecture(width=32))
@@ -106,7 +106,7 @@ def test_run_takes_a_user_s_estimator():
 @pytest.mark.parametrize("wrong", ["flow", GaussianEstimator, Gaussian(np.zeros(2), np.eye(2))])
 def test_run_refuses_what_cannot_be_fitted(wrong):
     problem = targets.gaussian()
-    with pytest.raises(TypeError, match="`proposal` expected an nsflow.estimator.AbstractEstimator"):
+    with pytest.raises(TypeError, match="`proposal` expected an nsflow.AbstractEstimator"):
         nsflow.run(problem.log_likelihood, problem.prior, proposal=wrong)
 
 

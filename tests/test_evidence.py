@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nsflow.evidence import effective_sample_size, log_evidence, pareto_khat, pareto_tail
+from nsflow.importance.evidence import log_evidence
+from nsflow.importance.pareto import pareto_khat, pareto_tail
+from nsflow.importance.weights import effective_sample_size
 
 FALSE_ALARM = 1e-5  # chance that a correct nsflow fails any one statistical test in this file
 

@@ -7,26 +7,26 @@ import numpyro.distributions as dist
 import pytest
 
 import nsflow
-from nsflow.action_matching import ActionMatching
-from nsflow.base import AnyDistribution, EdgedBall, Given
-from nsflow.coupling import Sinkhorn
-from nsflow.energy import Conservative
-from nsflow.flow import Flow, fit
-from nsflow.gaussian import Gaussian
-from nsflow.maximum_likelihood import MaximumLikelihood
-from nsflow.objective import FlowMatching
-from nsflow.path import LinearPath, TrigonometricPath
-from nsflow.process import ProcessPath, SubVariancePreserving, VarianceExploding, VariancePreserving
-from nsflow.proposal import Mixture
-from nsflow.pushforward import Pushforward
-from nsflow.score_matching import (
+from nsflow.densities.bases import AnyDistribution, EdgedBall, Given
+from nsflow.densities.gaussian import Gaussian
+from nsflow.densities.mixture import Mixture
+from nsflow.densities.pushforward import Pushforward
+from nsflow.diffusion.action_matching import ActionMatching
+from nsflow.diffusion.energy import Conservative
+from nsflow.diffusion.process import ProcessPath, SubVariancePreserving, VarianceExploding, VariancePreserving
+from nsflow.diffusion.score_matching import (
     DenoisingScoreMatching,
     ImplicitScoreMatching,
     LikelihoodWeighting,
     SlicedDivergence,
 )
-from nsflow.train import Training
-from nsflow.velocity import Architecture
+from nsflow.flow.coupling import Sinkhorn
+from nsflow.flow.flow import Flow, fit
+from nsflow.flow.maximum_likelihood import MaximumLikelihood
+from nsflow.flow.objective import FlowMatching
+from nsflow.flow.path import LinearPath, TrigonometricPath
+from nsflow.flow.training import Training
+from nsflow.flow.velocity import Architecture
 
 PATH = TrigonometricPath()
 OBJECTIVES = {

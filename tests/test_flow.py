@@ -11,13 +11,13 @@ from jax.tree_util import Partial
 from scipy import stats
 from scipy.linalg import expm
 
-from nsflow import flow as module
-from nsflow import train
-from nsflow.flow import Flow, fit
-from nsflow.path import TrigonometricPath
-from nsflow.precision import float64
-from nsflow.train import Training, TrainingInfo
-from nsflow.velocity import Architecture, as_velocity
+from nsflow.flow import flow as module
+from nsflow.flow import training
+from nsflow.flow.flow import Flow, fit
+from nsflow.flow.path import TrigonometricPath
+from nsflow.flow.training import Training, TrainingInfo
+from nsflow.flow.velocity import Architecture, as_velocity
+from nsflow.numerics.precision import float64
 
 FALSE_ALARM = 1e-5  # chance that a correct nsflow fails any one statistical test in this file
 
@@ -341,7 +341,7 @@ def test_held_out_points_are_never_trained_on(monkeypatch):
         trained.extend([points, log_weights])
         return velocity, TrainingInfo(0, (), (score_now,), 0)
 
-    monkeypatch.setattr(train, "fit", untrained)
+    monkeypatch.setattr(training, "fit", untrained)
     flow, info = fit(jax.random.key(0), points, log_weights, training=BRIEF)
     ((held_out,), (kept, kept_weights)) = scored, trained
     assert (len(held_out), len(kept)) == (20, 180)
@@ -383,11 +383,11 @@ def test_fit_compiles_once():
     """Other points, weights, schedules and numbers of points reuse the compiled training and density."""
     points, _ = banana(np.random.default_rng(0), 500)
     fit(jax.random.key(0), points, training=BRIEF)
-    counts = train.train_steps._cache_size(), module._inverse._cache_size()
+    counts = training.train_steps._cache_size(), module._inverse._cache_size()
     for num_points in (100, 300):
         log_weights = np.linspace(-1, 1, num_points)
         fit(jax.random.key(1), 2 * points[:num_points], log_weights, training=replace(BRIEF, learning_rate=1e-2))
-    assert (train.train_steps._cache_size(), module._inverse._cache_size()) == counts
+    assert (training.train_steps._cache_size(), module._inverse._cache_size()) == counts
 
 
 POINTS = np.random.default_rng(0).normal(size=(20, 2))

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from scipy import stats
 
-from nsflow.gaussian import Gaussian
+from nsflow.densities.gaussian import Gaussian
 
 CORRELATED = Gaussian(np.array([1.0, -2.0]), np.linalg.cholesky([[2.0, 1.2], [1.2, 1.0]]))
 

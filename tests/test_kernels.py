@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from nsflow.gaussian import lower_root
-from nsflow.kernels import Kernels
+from nsflow.densities.gaussian import lower_root
+from nsflow.densities.kernels import Kernels
 
 FALSE_ALARM = 1e-5  # chance that a correct nsflow fails any one statistical test in this file
 

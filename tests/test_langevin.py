@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nsflow.langevin import annealed_langevin, metropolis_langevin, run_chain, unadjusted_langevin
-from nsflow.process import ProcessPath, VarianceExploding
+from nsflow.diffusion.langevin import annealed_langevin, metropolis_langevin, run_chain, unadjusted_langevin
+from nsflow.diffusion.process import ProcessPath, VarianceExploding
 from tests.marginals import MixtureOnPath
 
 NUM = 20_000

@@ -17,12 +17,13 @@ import pandas
 import pytest
 from scipy import special
 
-from nsflow import host
-from nsflow.failure import LikelihoodError
-from nsflow.likelihood import CHUNKS, HostLikelihood, JaxLikelihood, as_likelihood, check, evaluate, require_finite
-from nsflow.prior import Prior
+from nsflow.likelihood import host
+from nsflow.likelihood.host import HostLikelihood
+from nsflow.likelihood.likelihood import CHUNKS, JaxLikelihood, as_likelihood, check, evaluate, require_finite
+from nsflow.nested.state import Settings
+from nsflow.numerics.errors import LikelihoodError
+from nsflow.prior.prior import Prior
 from nsflow.sampler import run
-from nsflow.state import Settings
 
 PARAMS = {"a": np.arange(7.0), "b": np.arange(14.0).reshape(7, 2)}
 VALUES = -(np.arange(7.0) ** 2) - np.arange(14.0).reshape(7, 2).sum(1)

@@ -9,12 +9,13 @@ import pytest
 from scipy import stats
 
 import nsflow
-from nsflow.fresh import Batches
-from nsflow.gaussian import Gaussian
+from nsflow.densities.gaussian import Gaussian
+from nsflow.importance.evidence import log_evidence
 from nsflow.merge import _union
-from nsflow.points import Points
-from nsflow.proposal import MetaProposal, PriorProposal
-from nsflow.state import Phase, Problem, State
+from nsflow.nested.draws import Batches
+from nsflow.nested.points import Points
+from nsflow.nested.state import Phase, Problem, State
+from nsflow.proposals.meta_proposal import MetaProposal, PriorProposal
 
 FALSE_ALARM = 1e-4
 PRIOR = nsflow.Prior({"x": dist.Normal(0, 1)})
@@ -23,7 +24,7 @@ PRIOR = nsflow.Prior({"x": dist.Normal(0, 1)})
 def result(log_weights, num_draws=None, **options):
     """A result of given weights."""
     num_draws = num_draws or len(log_weights)
-    estimate = nsflow.evidence.log_evidence(np.asarray(log_weights), num_draws=np.array([num_draws]))
+    estimate = log_evidence(np.asarray(log_weights), num_draws=np.array([num_draws]))
     x = np.arange(len(log_weights), dtype=float)[:, None]
     return nsflow.Results(
         names=("x",), samples=x, log_likelihood=np.zeros(len(x)), log_weights=log_weights, num_draws=num_draws,

@@ -8,13 +8,13 @@ import pytest
 from jax import lax
 from scipy import stats
 
-from nsflow.estimator import KernelEstimator
-from nsflow.host import HostLikelihood
-from nsflow.likelihood import JaxLikelihood
-from nsflow.modes import Target, ascend, basins, isolation, measure
-from nsflow.prior import Prior
+from nsflow.likelihood.host import HostLikelihood
+from nsflow.likelihood.likelihood import JaxLikelihood
+from nsflow.modes.modes import Target, ascend, basins, isolation, measure
+from nsflow.nested.state import Settings
+from nsflow.prior.prior import Prior
+from nsflow.proposals.estimators import KernelEstimator
 from nsflow.sampler import run
-from nsflow.state import Settings
 
 PRIOR = Prior({"a": dist.Normal(1.0, 2.0), "b": dist.Uniform(-3.0, 3.0)})
 

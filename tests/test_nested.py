@@ -5,7 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nsflow.adapters.nested import NestedResult, column_names, importance_evidence, insertion_p_values, nested_samples
+from nsflow.adapters.blackjax.result import (
+    NestedResult,
+    column_names,
+    importance_evidence,
+    insertion_p_values,
+    nested_samples,
+)
 
 NUM_DIMS, WIDTH = 3, 0.05
 

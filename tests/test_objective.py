@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nsflow.objective import FlowMatching, Regression, flow_matching
-from nsflow.path import LinearPath, TrigonometricPath
+from nsflow.flow.objective import FlowMatching, Regression, flow_matching
+from nsflow.flow.path import LinearPath, TrigonometricPath
 
 X0, X1 = jnp.array([1.0, -2.0]), jnp.array([3.0, 0.5])
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nsflow.ellipsoids import around
-from nsflow.flow import Flow
-from nsflow.modes import Mode
-from nsflow.online import CHOOSE_EVERY, Learner
-from nsflow.pool import Draws
-from nsflow.precision import standard_promotion
-from nsflow.velocity import Architecture
+from nsflow.flow.flow import Flow
+from nsflow.flow.velocity import Architecture
+from nsflow.modes.modes import Mode
+from nsflow.moves.ellipsoids import around
+from nsflow.moves.learner import CHOOSE_EVERY, Learner
+from nsflow.moves.memory import Draws
+from nsflow.numerics.precision import standard_promotion
 
 SMALL = Learner(architecture=Architecture(16, 1, (), (1.0,)), num_steps=50, first_rounds=10, batch_size=128)
 

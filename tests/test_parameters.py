@@ -13,9 +13,9 @@ from scipy import stats
 from scipy.special import logsumexp
 
 import nsflow
-from nsflow.likelihood import JaxLikelihood
-from nsflow.modes import Target, ascend, measure
-from nsflow.periodic import emptiest
+from nsflow.likelihood.likelihood import JaxLikelihood
+from nsflow.modes.modes import Target, ascend, measure
+from nsflow.prior.periodic import emptiest
 
 FALSE_ALARM = 1e-4  # chance that a correct nsflow fails any one statistical test of this file; the seeds are fixed
 SIGMAS = stats.norm.isf(FALSE_ALARM / 2)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nsflow.flow import Flow
-from nsflow.path import AbstractPath, LinearPath, TrigonometricPath
+from nsflow.flow.flow import Flow
+from nsflow.flow.path import AbstractPath, LinearPath, TrigonometricPath
 
 
 class QuadraticPath(AbstractPath):

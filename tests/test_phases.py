@@ -9,20 +9,21 @@ import numpyro.distributions as dist
 import pytest
 
 import nsflow
-from nsflow import components, ladder, scouting, search, summary, surrogate
-from nsflow import frozen as frozen_phase
-from nsflow import posterior as posterior_phase
-from nsflow.evidence import Evidence
-from nsflow.flow import Flow
-from nsflow.gaussian import Gaussian
-from nsflow.modes import Mode
-from nsflow.points import evidence_share
-from nsflow.precision import float64
-from nsflow.proposal import Draws
+from nsflow.densities.gaussian import Gaussian
+from nsflow.densities.triangular import TriangularMap
+from nsflow.flow.flow import Flow
+from nsflow.importance.evidence import Evidence
+from nsflow.modes.modes import Mode
+from nsflow.nested import components, levels, mode_search, scouting, summary
+from nsflow.nested import final as frozen_phase
+from nsflow.nested import rounds as posterior_phase
+from nsflow.nested.points import evidence_share
+from nsflow.nested.state import Phase, draw, extend, learn, no_batches
+from nsflow.numerics.precision import float64
+from nsflow.proposals import surrogate
+from nsflow.proposals.meta_proposal import Draws
+from nsflow.proposals.rejection import Thinned
 from nsflow.sampler import next_batch
-from nsflow.state import Phase, draw, extend, learn, no_batches
-from nsflow.thinning import Thinned
-from nsflow.triangular import TriangularMap
 from tests.test_sampler import QUICK
 
 PRIOR = nsflow.Prior({"a": dist.Normal(0, 1)})
@@ -31,7 +32,7 @@ FLOW = Flow.from_velocity(lambda _, x: x, 1, num_steps=0)  # N(0, 1)
 
 def state_of(log_likelihood, *flows, **settings):
     """100 points of the prior N(0, 1), and some flows."""
-    problem = nsflow.Problem(nsflow.likelihood.JaxLikelihood(log_likelihood), PRIOR)
+    problem = nsflow.Problem(nsflow.JaxLikelihood(log_likelihood), PRIOR)
     return nsflow.init(jax.random.key(0), problem, replace(QUICK, **{"num_prior": 100, **settings})).add(*flows)
 
 
@@ -288,7 +289,7 @@ EIGHT = nsflow.Prior({"x": dist.Normal(0, 1).expand([8]).to_event(1)})
 
 def eight(log_likelihood, **settings):
     """2000 points of an eight-dimensional standard normal prior."""
-    problem = nsflow.Problem(nsflow.likelihood.JaxLikelihood(log_likelihood), EIGHT)
+    problem = nsflow.Problem(nsflow.JaxLikelihood(log_likelihood), EIGHT)
     return nsflow.init(jax.random.key(0), problem, nsflow.Settings(**settings))
 
 
@@ -299,7 +300,7 @@ def narrow(centre, sigma):
 def test_the_first_step_of_a_ladder_has_a_gaussian_posterior():
     """Of precision 1 + sigma^-2 around its mean, exactly; and the levels are small from then on."""
     before = eight(narrow(1.0, 0.1))
-    size, allowed = ladder.level_size(before), next_batch(before)
+    size, allowed = levels.level_size(before), next_batch(before)
     after, _ = nsflow.step(jax.random.key(1), before)
     assert 0 < after.num_calls - before.num_calls <= allowed
     gaussian = after.components[-1].map
@@ -307,7 +308,7 @@ def test_the_first_step_of_a_ladder_has_a_gaussian_posterior():
     np.testing.assert_allclose(gaussian.scale, np.eye(8) / np.sqrt(101), atol=1e-4)
     assert after.has_looked_ahead
     assert (after.modes, after.num_given, after.contours) == ((2,), 2, before.contours)
-    assert ladder.level_size(after) == size // 2
+    assert levels.level_size(after) == size // 2
     exact = -4 * np.log(101) - 0.5 * 8 * 100 / 101
     assert np.logaddexp.reduce(after.points.log_posterior_weights) == pytest.approx(exact, abs=0.2)
     again, _ = nsflow.step(jax.random.key(2), after)
@@ -395,7 +396,7 @@ def test_a_draw_is_climbed_from_once(monkeypatch):
     """A climb that its calls do not suffice for finds nothing, and is not repeated."""
     slab, _ = nsflow.step(jax.random.key(1), eight(slab_and_spike))
     before = met(slab, offset=1.5)
-    monkeypatch.setattr("nsflow.search.batch_size", lambda state: 3)
+    monkeypatch.setattr("nsflow.nested.mode_search.batch_size", lambda state: 3)
     after = scouting.chase(jax.random.key(4), before)
     assert after.climbed == (*before.climbed, *scouting.unexplained(before))
     assert (after.modes, after.summits) == (before.modes, before.summits)
@@ -450,8 +451,8 @@ def peak(num_prior, width=0.1):
 def test_coverage_is_the_number_of_equal_points_in_a_mode():
     """Of n draws from N(0, 1), n s have the density of the prior's top within sqrt(2 pi) s of it."""
     state, mode = peak(num_prior=500, width=0.1)
-    assert search.coverage(state, [mode]) == pytest.approx([50])
-    assert len(search.coverage(state, [])) == 0
+    assert mode_search.coverage(state, [mode]) == pytest.approx([50])
+    assert len(mode_search.coverage(state, [])) == 0
 
 
 @pytest.mark.parametrize(("num_prior", "is_lost"), [(100, True), (500, False)])
@@ -478,7 +479,7 @@ def test_a_mode_asks_for_scouts_by_its_evidence_over_its_share_of_the_prior():
     wide, narrow = (Mode(np.array([m]), float(density(m, m, s)), np.array([[s]])) for m, s in halves)
     share = np.mean(density(state.points.x, *halves[1]) > density(state.points.x, *halves[0]))
     assert 0.05 < share < 0.1
-    found = lambda *modes, missed=0: search.Search(modes, (), missed, 0)  # noqa: E731
+    found = lambda *modes, missed=0: mode_search.Search(modes, (), missed, 0)  # noqa: E731
     assert scouting._num_scouts(state, found(wide, narrow)) == pytest.approx(1000 * 0.5 / share, rel=0.1)
     after_wide, after_narrow = (replace(state, summits=(mode,)) for mode in (wide, narrow))
     assert scouting._num_scouts(after_wide, found(wide, narrow)) == pytest.approx(500 / share, rel=0.1)
@@ -503,12 +504,12 @@ def test_a_mode_that_few_climbs_met_sends_them_out_for_its_twin():
     """Climbs go on until the chance that a twin of either was met by none is small, and the calls are booked."""
     before = met_once(twins)
     after, _ = nsflow.step(jax.random.key(0), before)
-    assert search.unmet_share(before) > 0.15
+    assert mode_search.unmet_share(before) > 0.15
     assert 0 < after.num_explored == after.num_calls - before.num_calls - sum(after.num_draws[1:])
     right, *_, left = (float(mode.centre[0]) for mode in after.summits)
     assert (right, left) == pytest.approx((1.0, -1.0), abs=0.02)
-    assert search.unmet_share(after) == 0
-    assert after.num_explored < search.batch_size(after) / 4
+    assert mode_search.unmet_share(after) == 0
+    assert after.num_explored < mode_search.batch_size(after) / 4
     assert len(set(after.climbed)) == len(after.climbed) > 0
     last, _ = nsflow.step(jax.random.key(1), after)
     assert (after.phase, last.phase) == (Phase.SCOUTING, Phase.POSTERIOR)
@@ -524,10 +525,7 @@ def test_no_climb_is_made_for_twins_without_calls_for_it_or_where_gradients_are_
     after, _ = nsflow.step(jax.random.key(0), state)
     assert (after.phase, after.num_explored) == (Phase.POSTERIOR, 0)
     (alarm,) = (a for a in summary._alarms(after, evidence()) if "climbs" in a)
-    assert (
-        alarm
-        == f"so few climbs met a mode that {search.unmet_share(after):.0%} of the evidence may lie in others like it"
-    )
+    assert alarm == f"so few climbs met a mode that {share:.0%} of the evidence may lie in others like it"
 
 
 @pytest.mark.parametrize(
@@ -538,7 +536,7 @@ def test_modes_count_as_unmet_where_few_climbs_met_one_and_many_a_new_one(num_cl
     state = met_once(twins)
     twin, *low = state.summits
     summits = (twin._replace(num_climbs=num_climbs), *(mode._replace(num_climbs=others) for mode in low if others))
-    assert search.unmet_share(replace(state, summits=summits)) == pytest.approx(expected, rel=0.25)
+    assert mode_search.unmet_share(replace(state, summits=summits)) == pytest.approx(expected, rel=0.25)
 
 
 def test_round_that_missed_evidence_raises_an_alarm():
@@ -606,14 +604,14 @@ def test_a_climb_that_meets_no_likelihood_finds_no_mode():
     """As where a likelihood with noise was finite once: infinities would leave a coverage of NaN."""
     state = state_of(flat)
     gone = state.problem._replace(likelihood=nsflow.HostLikelihood(lambda p: -np.inf))
-    found = search.search(replace(state, problem=gone), {0: 1.0, 1: 1.0})
+    found = mode_search.search(replace(state, problem=gone), {0: 1.0, 1: 1.0})
     assert (found.modes, found.lost) == ((), ())
     assert found.num_calls > 0
 
 
 def test_a_search_that_has_used_its_calls_leaves_the_other_starts_alone():
     state = state_of(lambda p: -0.5 * (p["a"] / 0.1) ** 2)
-    found = search.search(state, dict.fromkeys(range(20), 1.0), max_calls=30)
+    found = mode_search.search(state, dict.fromkeys(range(20), 1.0), max_calls=30)
     assert found.num_calls <= 30
     assert 0 < len(found.climbed) < 20
     assert found.climbed == tuple(range(len(found.climbed)))

@@ -14,8 +14,9 @@ from scipy import stats
 
 import nsflow
 from nsflow import plots
-from nsflow.evidence import log_evidence, pareto_tail
-from nsflow.results import Results
+from nsflow.importance.evidence import log_evidence
+from nsflow.importance.pareto import pareto_tail
+from nsflow.results.results import Results
 
 BOX = 5.0  # the prior is uniform in [-5, 5]^2
 WIDTH = 0.5  # standard deviation of the likelihood

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from nsflow.evidence import effective_sample_size
-from nsflow.points import Points, evidence_share, highest_share, join, next_contour, temper, truncate
+from nsflow.importance.weights import effective_sample_size, temper, truncate
+from nsflow.nested.points import Points, evidence_share, highest_share, join, next_contour
 
 ANY = (np.log(1e-9), 0.0)
 

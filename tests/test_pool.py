@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nsflow.pool import Draws, Pool, _emphasise
+from nsflow.moves.memory import Draws, Pool, _emphasise
 
 
 def points(seed, num):

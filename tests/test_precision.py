@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from nsflow.energy import EnergyModel
-from nsflow.flow import Flow
-from nsflow.gaussian import Gaussian
-from nsflow.kernels import Kernels
-from nsflow.online import Learner
-from nsflow.path import TrigonometricPath
-from nsflow.pool import Draws
-from nsflow.velocity import Architecture
+from nsflow.densities.gaussian import Gaussian
+from nsflow.densities.kernels import Kernels
+from nsflow.diffusion.energy import EnergyModel
+from nsflow.flow.flow import Flow
+from nsflow.flow.path import TrigonometricPath
+from nsflow.flow.velocity import Architecture
+from nsflow.moves.learner import Learner
+from nsflow.moves.memory import Draws
 
 PATH, WHITE = TrigonometricPath(), Gaussian(np.zeros(2), np.eye(2))
 FLOW = Flow(Architecture(16).init(jax.random.key(0), 2, PATH), WHITE.mean, WHITE.scale, np.int32(2))
@@ -63,6 +63,6 @@ def test_kernels_keep_them_too(monkeypatch):
         traced.append(jax.make_jaxpr(function)(x))
         return np.zeros(len(x))
 
-    monkeypatch.setattr("nsflow.kernels.by_chunks", trace)
+    monkeypatch.setattr("nsflow.densities.kernels.by_chunks", trace)
     Kernels.fit(jax.random.key(0), POINTS, np.zeros(len(POINTS)), num_kernels=50).log_prob(POINTS)
     assert set(products(traced[0].jaxpr)) == {(jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)}

@@ -13,10 +13,10 @@ import scipy.stats as stats
 from numpyro.distributions import transforms
 
 import nsflow
-from nsflow.periodic import LATENT_LIMIT
-from nsflow.precision import float64
-from nsflow.prior import Prior
-from nsflow.summary import limit_alarms
+from nsflow.nested.summary import limit_alarms
+from nsflow.numerics.precision import float64
+from nsflow.prior.periodic import LATENT_LIMIT
+from nsflow.prior.prior import Prior
 
 FALSE_ALARM = 1e-6  # chance that a correct nsflow fails any one statistical test in this file
 

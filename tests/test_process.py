@@ -10,9 +10,7 @@ import pytest
 from jax.tree_util import Partial
 from scipy import integrate as quadrature
 
-from nsflow.flow import Flow
-from nsflow.path import LinearPath, TrigonometricPath
-from nsflow.process import (
+from nsflow.diffusion.process import (
     AbstractLinearProcess,
     AbstractProcess,
     LinearProcess,
@@ -21,7 +19,9 @@ from nsflow.process import (
     VarianceExploding,
     VariancePreserving,
 )
-from nsflow.schedule import AbstractSchedule, ConstantSchedule, CosineSchedule, LinearSchedule
+from nsflow.diffusion.schedule import AbstractSchedule, ConstantSchedule, CosineSchedule, LinearSchedule
+from nsflow.flow.flow import Flow
+from nsflow.flow.path import LinearPath, TrigonometricPath
 from tests.marginals import MixtureOnPath
 
 

@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 
 import nsflow
-from nsflow import progress as module
-from nsflow.progress import Progress, progress_of, watching
-from nsflow.results import load
-from nsflow.state import StepInfo
+from nsflow.nested import progress as module
+from nsflow.nested.progress import Progress, progress_of, watching
+from nsflow.nested.state import StepInfo
+from nsflow.results.results import load
 
 SETTINGS = nsflow.Settings(ess=1000, max_calls=10_000)
 QUICK = nsflow.Settings(ess=300, num_prior=500, num_live=300, rounds=(0.5,), max_rounds=1)

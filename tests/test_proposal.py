@@ -8,11 +8,13 @@ import numpyro.distributions as dist
 import pytest
 from scipy import optimize, stats
 
-from nsflow.flow import Flow
-from nsflow.gaussian import Gaussian
-from nsflow.kernels import Kernels
-from nsflow.prior import Prior
-from nsflow.proposal import MetaProposal, Mixture, PriorProposal, Proposal, fewest, log_prob, optimal_weights
+from nsflow.densities.density import Proposal, log_prob
+from nsflow.densities.gaussian import Gaussian
+from nsflow.densities.kernels import Kernels
+from nsflow.densities.mixture import Mixture
+from nsflow.flow.flow import Flow
+from nsflow.prior.prior import Prior
+from nsflow.proposals.meta_proposal import MetaProposal, PriorProposal, fewest, optimal_weights
 
 FALSE_ALARM = 1e-5  # chance that a correct nsflow fails any one statistical test in this file
 

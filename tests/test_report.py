@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from nsflow import plots, report
-from nsflow.report import MAX_STEPS, render
+from nsflow import plots
+from nsflow.results import html
+from nsflow.results.html import MAX_STEPS, render
 from tests.test_plots import TRACE, gaussian
 
 VOID = {"meta", "source", "img"}
@@ -84,7 +85,7 @@ def test_the_page_needs_no_script_no_network_and_no_other_file(plain):
 @pytest.fixture
 def sketched(monkeypatch):
     """Pictures that cost nothing: what they show is the business of tests/test_plots.py."""
-    monkeypatch.setattr(report, "KINDS", dict.fromkeys(plots.KINDS, lambda result, dark: Figure(figsize=(1, 1))))
+    monkeypatch.setattr(html, "KINDS", dict.fromkeys(plots.KINDS, lambda result, dark: Figure(figsize=(1, 1))))
 
 
 @pytest.mark.usefixtures("sketched")
@@ -127,7 +128,7 @@ def test_a_picture_that_cannot_be_drawn_is_no_reason_to_write_no_page():
 
 @pytest.mark.usefixtures("sketched")
 def test_unreadable_tex_in_a_label_loses_no_picture(monkeypatch):
-    monkeypatch.setitem(report.KINDS, "triangle", plots.triangle)
+    monkeypatch.setitem(html.KINDS, "triangle", plots.triangle)
     page = Page(render(gaussian(labels=(r"$\nosuchcommand{$", "b")), "tex"))
     assert page.tags.count("img") == 4
 
@@ -137,7 +138,7 @@ def test_a_picture_that_cannot_be_drawn_is_the_only_one_lost(monkeypatch):
     def overflowing(*_, **__):
         raise OverflowError("too large")
 
-    monkeypatch.setitem(report.KINDS, "trace", overflowing)
+    monkeypatch.setitem(html.KINDS, "trace", overflowing)
     assert Page(render(gaussian(), "x")).tags.count("img") == 3
 
 

@@ -18,8 +18,8 @@ from scipy import stats
 from scipy.special import logsumexp
 
 import nsflow
-from nsflow import files
-from nsflow.results import Results, load
+from nsflow.results import files
+from nsflow.results.results import Results, load
 
 matplotlib.use("Agg")
 

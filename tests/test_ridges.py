@@ -10,13 +10,14 @@ import pytest
 from scipy import stats
 
 import nsflow
-from nsflow import posterior, ridges, summary
-from nsflow.host import HostLikelihood
-from nsflow.likelihood import JaxLikelihood
-from nsflow.modes import Target
-from nsflow.points import Points
-from nsflow.proposal import MetaProposal
-from nsflow.state import Phase, extend, no_batches
+from nsflow.likelihood.host import HostLikelihood
+from nsflow.likelihood.likelihood import JaxLikelihood
+from nsflow.modes.modes import Target
+from nsflow.nested import ridges, summary
+from nsflow.nested import rounds as posterior
+from nsflow.nested.points import Points
+from nsflow.nested.state import Phase, extend, no_batches
+from nsflow.proposals.meta_proposal import MetaProposal
 
 WIDTH = 0.05
 PRIOR = nsflow.Prior({"a": dist.Normal(0, 1), "b": dist.Uniform(-40, 40), "c": dist.Normal(0, 1)})

@@ -10,11 +10,12 @@ import pytest
 from scipy import stats
 
 import nsflow
-from nsflow.likelihood import as_likelihood
-from nsflow.points import Points
-from nsflow.sampler import next_batch, summarise
-from nsflow.state import Phase, Problem
-from nsflow.velocity import Architecture
+from nsflow.flow.velocity import Architecture
+from nsflow.likelihood.likelihood import as_likelihood
+from nsflow.nested.points import Points
+from nsflow.nested.state import Phase, Problem
+from nsflow.nested.summary import summarise
+from nsflow.sampler import next_batch
 from tests import targets
 
 FALSE_ALARM = 1e-4  # chance that a correct nsflow fails any one statistical test of this file; the seeds are fixed
@@ -156,7 +157,7 @@ def test_nan_is_zero_likelihood_and_reported():
 def test_steps_are_pure_and_batches_announced():
     """A step leaves its state alone, returns the same bits again, and never draws more than announced."""
     log_likelihood, prior, _ = targets.gaussian()
-    problem = nsflow.Problem(nsflow.likelihood.JaxLikelihood(log_likelihood), prior)
+    problem = nsflow.Problem(nsflow.JaxLikelihood(log_likelihood), prior)
     state = nsflow.init(jax.random.key(0), problem, QUICK)
     while state.phase is not Phase.FINISHED:
         before = state.points.x.copy()

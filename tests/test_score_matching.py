@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nsflow.path import LinearPath, TrigonometricPath
-from nsflow.process import ProcessPath, VarianceExploding, VariancePreserving
-from nsflow.score_matching import (
+from nsflow.diffusion.process import ProcessPath, VarianceExploding, VariancePreserving
+from nsflow.diffusion.score_matching import (
     DenoisingScoreMatching,
     ExactDivergence,
     ImplicitScoreMatching,
@@ -19,6 +18,7 @@ from nsflow.score_matching import (
     implicit_score_matching,
     score,
 )
+from nsflow.flow.path import LinearPath, TrigonometricPath
 from tests.marginals import MixtureOnPath
 
 PATHS = {

@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nsflow.path import LinearPath, TrigonometricPath
-from nsflow.process import (
+from nsflow.diffusion.process import (
     AbstractProcess,
     ProcessPath,
     SubVariancePreserving,
     VarianceExploding,
     VariancePreserving,
 )
-from nsflow.schedule import ConstantSchedule
-from nsflow.sde import (
+from nsflow.diffusion.schedule import ConstantSchedule
+from nsflow.diffusion.sde import (
     EulerMaruyama,
     PathProcess,
     PredictorCorrector,
@@ -23,6 +22,7 @@ from nsflow.sde import (
     StochasticHeun,
     simulate,
 )
+from nsflow.flow.path import LinearPath, TrigonometricPath
 from tests.marginals import MixtureOnPath
 
 NUM = 20_000

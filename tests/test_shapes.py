@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nsflow.shapes import by_chunks, draw_in_chunks, in_chunks
+from nsflow.numerics.batching import by_chunks, draw_in_chunks, in_chunks
 
 
 @pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 8, 11])

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 import nsflow
-from nsflow.start import as_start
+from nsflow.nested.warm_start import as_start
 
 FALSE_ALARM = 1e-4
 PRIOR = nsflow.Prior({"x": dist.Uniform(-5, 5), "y": dist.Uniform(-5, 5)})

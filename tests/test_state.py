@@ -10,10 +10,10 @@ import pytest
 from scipy import stats
 
 import nsflow
-from nsflow.flow import Flow
-from nsflow.fresh import Batches, pool
-from nsflow.proposal import Draws, MetaProposal
-from nsflow.state import count, draw, learn
+from nsflow.flow.flow import Flow
+from nsflow.nested.draws import Batches, pool
+from nsflow.nested.state import count, draw, learn
+from nsflow.proposals.meta_proposal import Draws, MetaProposal
 
 MEANS, WIDTHS = (1.0, -2.0), (0.5, 0.8)
 
@@ -39,7 +39,7 @@ def log_sum(num_draws, x):
 def state():
     """100 points of the prior N(0, 1), and two normal flows not yet drawn from."""
     prior = nsflow.Prior({"a": dist.Normal(0, 1)})
-    problem = nsflow.Problem(nsflow.likelihood.JaxLikelihood(lambda p: -(p["a"] ** 2)), prior)
+    problem = nsflow.Problem(nsflow.JaxLikelihood(lambda p: -(p["a"] ** 2)), prior)
     flows = [
         replace(Flow.from_velocity(lambda _, x: x, 1, num_steps=0), mean=np.array([m]), scale=np.array([[s]]))
         for m, s in zip(MEANS, WIDTHS, strict=True)

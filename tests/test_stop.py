@@ -59,7 +59,7 @@ def test_caps_end_a_run_with_a_valid_result(options, reason):
 
 def test_a_run_from_a_folder_of_sources_ends_with_its_result(monkeypatch, tmp_path):
     """Without an installed package there is no version; this used to end a run in an error after its last call."""
-    monkeypatch.setattr("nsflow.versions.version", lambda package: metadata.version(f"no {package}"))
+    monkeypatch.setattr("nsflow.results.versions.version", lambda package: metadata.version(f"no {package}"))
     result = run(max_levels=2, checkpoint=tmp_path)
     assert result.versions["nsflow"] == "not installed"
     assert np.isfinite(result.logZ)

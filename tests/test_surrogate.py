@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from scipy import special, stats
 
-from nsflow import surrogate
+from nsflow.proposals import surrogate
 
 
 def gaussian_points(num_points, num_dims, seed=0):

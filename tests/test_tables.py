@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from nsflow import summary as summary_module
-from nsflow.diagnostics import OTHERWISE, advice, diagnostics
-from nsflow.drawing import printable
-from nsflow.results import Results
-from nsflow.tables import comparison, evidence, marginals, number, summary
+from nsflow.nested import summary as summary_module
+from nsflow.results.diagnostics import OTHERWISE, advice, diagnostics
+from nsflow.results.drawing import printable
+from nsflow.results.results import Results
+from nsflow.results.text import comparison, evidence, marginals, number, summary
 
 
 def result(n=20_001, **kwargs):

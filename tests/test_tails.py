@@ -13,10 +13,10 @@ from scipy.stats._distr_params import distcont
 
 import nsflow
 from nsflow import Prior
-from nsflow.coordinate import Coordinate
-from nsflow.normal_score import Density, tabulate
-from nsflow.parameter import HostNormalScore
-from nsflow.precision import float64
+from nsflow.numerics.precision import float64
+from nsflow.prior.coordinate import Coordinate
+from nsflow.prior.normal_score import Density, tabulate
+from nsflow.prior.parameter import HostNormalScore
 
 NUMPYRO = {
     "AsymmetricLaplace": dist.AsymmetricLaplace(1.0, 2.0, 3.0),

@@ -15,8 +15,10 @@ import pytest
 from matplotlib.figure import Figure
 
 import nsflow
-from nsflow import plots, progress, report, terminal
-from nsflow.terminal import main
+from nsflow import cli, plots
+from nsflow.cli import main
+from nsflow.nested import progress
+from nsflow.results import html
 from tests.test_plots import gaussian
 
 MODEL = """
@@ -161,7 +163,7 @@ def test_a_result_that_cannot_be_saved_is_saved_elsewhere(capsys, monkeypatch, t
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(nsflow.Results, "save", full)
-    monkeypatch.setattr(terminal, "_compute", lambda *_: gaussian())
+    monkeypatch.setattr(cli, "_compute", lambda *_: gaussian())
     assert main(["run", "model.py", "--output", "chains/full"]) == 4
     message = capsys.readouterr().err
     found = re.search(r"No space left on device\). The result is in (\S+)\.csv and \.json: move it", message)
@@ -171,7 +173,7 @@ def test_a_result_that_cannot_be_saved_is_saved_elsewhere(capsys, monkeypatch, t
 
 def test_a_folder_that_cannot_be_written_is_found_before_the_run(folder, capsys, monkeypatch):
     (folder / "file").write_text("")
-    monkeypatch.setattr(terminal, "_compute", lambda *_: pytest.fail("it computed first"))
+    monkeypatch.setattr(cli, "_compute", lambda *_: pytest.fail("it computed first"))
     assert main(["run", "model.py", "--output", "file/run"]) == 4
     assert "nothing was computed yet" in capsys.readouterr().err
 
@@ -248,7 +250,7 @@ class Broken(io.StringIO):
 @pytest.mark.parametrize("stream", [None, Write(), Broken(), io.StringIO()], ids=lambda stream: type(stream).__name__)
 def test_streams_of_other_programs_are_enough(stream, folder, monkeypatch):
     """And what was computed is saved before the first word fails."""
-    monkeypatch.setattr(terminal, "_compute", lambda *_: gaussian(seed=5))
+    monkeypatch.setattr(cli, "_compute", lambda *_: gaussian(seed=5))
     monkeypatch.setattr("sys.stdout", stream)
     assert main(["run", "model.py", "--output", "chains/stream", "--overwrite"]) == 0
     assert nsflow.load(folder / "chains" / "stream") == gaussian(seed=5)
@@ -264,7 +266,7 @@ def test_standard_error_without_isatty_is_no_terminal(monkeypatch):
 def test_a_model_may_be_called_like_a_module_that_is_loaded(folder, monkeypatch):
     (folder / "models").mkdir()
     (folder / "models" / "json.py").write_text("prior, log_likelihood = 1, 2\n")
-    monkeypatch.setattr(terminal, "_compute", lambda model, *_: gaussian(seed=model.prior))
+    monkeypatch.setattr(cli, "_compute", lambda model, *_: gaussian(seed=model.prior))
     assert main(["run", "models/json.py", "--output", "chains/json"]) == 0
     assert nsflow.load("chains/json") == gaussian(seed=1)
     assert sys.modules["json"] is json
@@ -302,7 +304,7 @@ def test_compare_speaks_and_warns(capsys):
 
 
 def test_report_writes_one_page(folder, capsys, monkeypatch):
-    monkeypatch.setattr(report, "KINDS", dict.fromkeys(plots.KINDS, lambda result, dark: Figure(figsize=(1, 1))))
+    monkeypatch.setattr(html, "KINDS", dict.fromkeys(plots.KINDS, lambda result, dark: Figure(figsize=(1, 1))))
     assert main(["report", "good", "--title", "Two means"]) == 0
     assert "Wrote good.html" in capsys.readouterr().out
     assert "<h1>Two means</h1>" in (folder / "good.html").read_text(encoding="utf-8")
@@ -362,7 +364,7 @@ def test_an_interrupt_is_no_traceback(monkeypatch, capsys):
     def interrupt(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(terminal, "load", interrupt)
+    monkeypatch.setattr(cli, "load", interrupt)
     assert main(["show", "good"]) == 130
     assert capsys.readouterr().err == "nsflow: interrupted\n"
 
@@ -399,7 +401,7 @@ def test_show_works_as_a_process_in_ascii_and_into_a_closed_pipe(folder):
 
 def test_help_and_show_start_without_the_heavy_packages():
     code = (
-        "import sys; from nsflow.terminal import main; main(['show', 'good']); main(['--help']);"
+        "import sys; from nsflow.cli import main; main(['show', 'good']); main(['--help']);"
         "heavy = ('jax', 'flax', 'numpyro', 'matplotlib', 'pandas', 'anesthetic', 'scipy');"
         "print([module for module in heavy if module in sys.modules])"
     )

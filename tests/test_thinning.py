@@ -8,10 +8,10 @@ import numpyro.distributions as dist
 import pytest
 from scipy import stats
 
-from nsflow.gaussian import Gaussian
-from nsflow.prior import Prior
-from nsflow.proposal import MetaProposal
-from nsflow.thinning import MIN_CHANCE, Thinned, acceptance, at_most, expected_calls
+from nsflow.densities.gaussian import Gaussian
+from nsflow.prior.prior import Prior
+from nsflow.proposals.meta_proposal import MetaProposal
+from nsflow.proposals.rejection import MIN_CHANCE, Thinned, acceptance, at_most, expected_calls
 
 PRIOR = Prior({"a": dist.Normal(0.0, 1.0)})
 WIDTH = 0.3

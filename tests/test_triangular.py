@@ -7,12 +7,12 @@ import numpyro.distributions as dist
 import pytest
 
 import nsflow
-from nsflow.components import fit_cheap, straightener_of
-from nsflow.gaussian import Gaussian
-from nsflow.proposal import Mixture
-from nsflow.start import as_start
-from nsflow.straightening import fit
-from nsflow.triangular import Bent, TriangularMap, basis
+from nsflow.densities.gaussian import Gaussian
+from nsflow.densities.mixture import Mixture
+from nsflow.densities.triangular import Bent, TriangularMap, basis
+from nsflow.nested.components import fit_cheap, straightener_of
+from nsflow.nested.warm_start import as_start
+from nsflow.proposals.triangular_fit import fit
 
 
 def ridge(num_points, num_dims, *, width=0.1):
@@ -182,7 +182,7 @@ def flat(p):
 @pytest.mark.parametrize("is_curved", [True, False])
 def test_levels_are_straightened_where_that_gains(num_dims, is_curved):
     prior = nsflow.Prior({"x": dist.Normal(jnp.zeros(num_dims), 1.0).to_event(1)})
-    state = nsflow.init(jax.random.key(0), nsflow.Problem(nsflow.likelihood.JaxLikelihood(flat), prior))
+    state = nsflow.init(jax.random.key(0), nsflow.Problem(nsflow.JaxLikelihood(flat), prior))
     x = ridge(1000, num_dims, width=0.02) if is_curved else np.random.default_rng(0).normal(size=(1000, num_dims))
     proposal = fit_cheap(jax.random.key(1), state, x, np.zeros(1000))
     mixed = Mixture((Gaussian(np.zeros(num_dims), np.eye(num_dims)), proposal), (0.5, 0.5))

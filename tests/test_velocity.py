@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 from jax.tree_util import Partial
 
-from nsflow.path import LinearPath, TrigonometricPath
-from nsflow.velocity import Architecture, VelocityNetwork, _waves, as_velocity
+from nsflow.flow.path import LinearPath, TrigonometricPath
+from nsflow.flow.velocity import Architecture, VelocityNetwork, _waves, as_velocity
 
 T, X = jnp.array(0.3), jnp.array([1.0, -2.0])
 

@@ -5,8 +5,8 @@ import numpy as np
 from scipy import stats
 
 from nsflow import Flow
-from nsflow.gaussian import Gaussian
-from nsflow.wide import Wide
+from nsflow.densities.gaussian import Gaussian
+from nsflow.densities.wide import Wide
 
 PLANE = Gaussian(np.array([1.0, -2.0]), np.linalg.cholesky([[2.0, 1.2], [1.2, 1.0]]))
 

@@ -16,9 +16,10 @@ import numpyro.distributions as dist
 import pytest
 
 import nsflow
-from nsflow.failure import LikelihoodError, Lost
-from nsflow.likelihood import HostLikelihood, evaluate
-from nsflow.workers import Workers
+from nsflow.likelihood.host import HostLikelihood
+from nsflow.likelihood.likelihood import evaluate
+from nsflow.likelihood.workers import Workers
+from nsflow.numerics.errors import LikelihoodError, Lost
 
 PARAMS = {"a": np.arange(6.0)}
 SPAWN = multiprocessing.get_context("spawn")
@@ -165,7 +166,7 @@ def test_a_pool_that_a_run_made_ends_with_it(maker):
 FORKS = """
 import os, sys
 import numpy as np
-from nsflow.host import HostLikelihood, evaluate_host
+from nsflow.likelihood.host import HostLikelihood, evaluate_host
 
 def function(params):
     child = os.fork()
@@ -209,7 +210,7 @@ import multiprocessing
 import warnings
 import jax
 import numpy as np
-from nsflow.host import HostLikelihood, evaluate_host
+from nsflow.likelihood.host import HostLikelihood, evaluate_host
 
 def function(params):
     return -params["a"]

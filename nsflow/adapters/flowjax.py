@@ -11,10 +11,10 @@ from flowjax import bijections, distributions, flows
 from flowjax.train import fit_to_data
 from jaxtyping import Array, Float
 
-from nsflow.estimator import AbstractEstimator, resample
-from nsflow.gaussian import Gaussian
-from nsflow.precision import full_precision, standard_promotion
-from nsflow.shapes import by_chunks
+from nsflow.densities.gaussian import Gaussian
+from nsflow.numerics.batching import by_chunks
+from nsflow.numerics.precision import full_precision, standard_promotion
+from nsflow.proposals.estimators import AbstractEstimator, resample
 
 CHUNK = 1024  # points evaluated at once, so that one compiled shape serves every batch
 
@@ -41,7 +41,7 @@ class DiscreteFlowEstimator(AbstractEstimator):
 
     @standard_promotion
     def fit(self, key: Array, points: Float[np.ndarray, "n d"], log_weights: Float[np.ndarray, " n"]) -> "DiscreteFlow":
-        """Fit a density; see :meth:`nsflow.estimator.AbstractEstimator.fit`."""
+        """Fit a density; see :meth:`nsflow.AbstractEstimator.fit`."""
         key_init, key_train, key_resample = jax.random.split(key, 3)
         rng = np.random.default_rng(np.asarray(jax.random.key_data(key_resample)))
         whole = Gaussian.fit(points, log_weights)

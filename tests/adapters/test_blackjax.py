@@ -17,8 +17,8 @@ from blackjax.ns.base import init_state_strategy
 from blackjax.util import run_inference_algorithm
 
 import nsflow.adapters.blackjax as nested
-from nsflow.precision import standard_promotion
-from nsflow.velocity import Architecture
+from nsflow.flow.velocity import Architecture
+from nsflow.numerics.precision import standard_promotion
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = nested.Learner(architecture=Architecture(16, 1, (), (1.0,)), num_steps=30, first_rounds=5, batch_size=128)
@@ -193,7 +193,7 @@ def test_two_devices_give_what_one_gives():
     code = """
     import jax, jax.numpy as jnp, numpy as np
     import nsflow.adapters.blackjax as nested
-    from nsflow.velocity import Architecture
+    from nsflow.flow.velocity import Architecture
     mesh = jax.make_mesh((2,), ("chains",))
     learner = lambda mesh: nested.Learner(Architecture(16, 1, (), (1.0,)), num_steps=30, first_rounds=5, mesh=mesh)
     prior = lambda x: jnp.where(jnp.all(jnp.abs(x) < 5), -2 * jnp.log(10.0), -jnp.inf)

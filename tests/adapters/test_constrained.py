@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 from blackjax.ns.base import StateWithLogLikelihood
 
-from nsflow.adapters import constrained
-from nsflow.adapters.constrained import Health, IndependenceMH, LatentSlice, Mixture, Problem, Rejection
-from nsflow.ellipsoids import around
-from nsflow.flow import Flow
-from nsflow.modes import Mode
-from nsflow.online import Learner
-from nsflow.pool import Draws
-from nsflow.precision import standard_promotion
-from nsflow.velocity import Architecture
+from nsflow.flow.flow import Flow
+from nsflow.flow.velocity import Architecture
+from nsflow.modes.modes import Mode
+from nsflow.moves.ellipsoids import around
+from nsflow.moves.inner_kernel import Health, IndependenceMH, LatentSlice, Mixture, Problem, Rejection
+from nsflow.moves.learner import Learner
+from nsflow.moves.memory import Draws
+from nsflow.numerics.precision import standard_promotion
 
 assert blackjax  # its import is slow; not within a test
 
@@ -107,7 +106,7 @@ def apply(kernel, proposal_flow, seed, acceptance=1.0, ellipsoids=None):
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name == "curved" else name for name in FLOWS]
 )
-def test_constrained_prior_is_invariant(kernel, name):
+def test_inner_kernel_prior_is_invariant(kernel, name):
     # A kernel that thinks itself poor makes the slice moves of a mixture.
     x_live, particles, moves = apply(KERNELS[kernel], FLOWS[name], seed=len(name), acceptance=0.01)
     x = np.asarray(particles.position, np.float64)
@@ -124,7 +123,7 @@ ELLIPSOIDS = around(MODES, np.ones(2), 0, jnp.dtype(jnp.float32)).at_contour(jnp
 
 
 @pytest.mark.parametrize("kernel", ["independent", "mixture", "rejection"])
-def test_constrained_prior_is_invariant_under_ellipsoids_beside_the_flow(kernel):
+def test_inner_kernel_prior_is_invariant_under_ellipsoids_beside_the_flow(kernel):
     """One of them displaced and one too large; false-alarm rate of the mass in the discs 1e-4."""
     x_live, particles, moves = apply(
         KERNELS[kernel], FLOWS["without a mode"], 7, acceptance=0.01, ellipsoids=ELLIPSOIDS
@@ -146,7 +145,7 @@ def test_an_ellipsoid_reaches_a_mode_that_the_flow_does_not_know():
 @pytest.mark.parametrize("name", ["narrow", pytest.param("shifted", marks=pytest.mark.slow)])
 def test_a_density_left_out_is_seen(kernel, name, monkeypatch):
     """The test above can fail: without the flow's density the proposals would be taken as they come."""
-    propose = constrained._propose
+    propose = moves._propose
 
     def without_density(*args):
         draws, (proposed, chains, log_weight) = propose(*args)
@@ -154,8 +153,8 @@ def test_a_density_left_out_is_seen(kernel, name, monkeypatch):
         return draws, (proposed, chains, jnp.zeros_like(log_weight))
 
     jax.clear_caches()
-    monkeypatch.setattr(constrained, "_propose", without_density)
-    monkeypatch.setattr(constrained, "_log_weight", lambda log_q, state, contour: jnp.zeros(len(state[0])))
+    monkeypatch.setattr(inner_kernel, "_propose", without_density)
+    monkeypatch.setattr(inner_kernel, "_log_weight", lambda log_q, state, contour: jnp.zeros(len(state[0])))
     x_live, particles, _ = apply(KERNELS[kernel], FLOWS[name], seed=1)
     jax.clear_caches()
     assert np.max(np.abs(z_scores(np.asarray(particles.position, np.float64), x_live, NUM_DELETE))) > 2 * MAX_Z

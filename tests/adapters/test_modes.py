@@ -9,11 +9,11 @@ import pytest
 from anesthetic import MCMCSamples
 
 import nsflow.adapters.blackjax as nested
-from nsflow.adapters.blackjax import add_modes, find_lost_modes
-from nsflow.adapters.nested import NestedResult
-from nsflow.ellipsoids import around
-from nsflow.modes import Mode
-from nsflow.velocity import Architecture
+from nsflow.adapters.blackjax.modes import add_modes, find_lost_modes
+from nsflow.adapters.blackjax.result import NestedResult
+from nsflow.flow.velocity import Architecture
+from nsflow.modes.modes import Mode
+from nsflow.moves.ellipsoids import around
 
 BOX = 8.0
 LOG_Z = -2 * np.log(2 * BOX)  # of a normalised likelihood within the box

@@ -1,0 +1,1 @@
+"""Checkpoints: a state to bytes and back."""

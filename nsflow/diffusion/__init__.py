@@ -1,0 +1,31 @@
+"""The diffusion family: schedules, processes, scores, actions, Langevin dynamics, energies."""
+
+from nsflow.diffusion.action_matching import ActionMatching as ActionMatching
+from nsflow.diffusion.energy import Conservative as Conservative
+from nsflow.diffusion.energy import EnergyModel as EnergyModel
+from nsflow.diffusion.langevin import annealed_langevin as annealed_langevin
+from nsflow.diffusion.langevin import metropolis_langevin as metropolis_langevin
+from nsflow.diffusion.langevin import unadjusted_langevin as unadjusted_langevin
+from nsflow.diffusion.process import AbstractProcess as AbstractProcess
+from nsflow.diffusion.process import LinearProcess as LinearProcess
+from nsflow.diffusion.process import ProcessPath as ProcessPath
+from nsflow.diffusion.process import SubVariancePreserving as SubVariancePreserving
+from nsflow.diffusion.process import VarianceExploding as VarianceExploding
+from nsflow.diffusion.process import VariancePreserving as VariancePreserving
+from nsflow.diffusion.schedule import AbstractSchedule as AbstractSchedule
+from nsflow.diffusion.schedule import ConstantSchedule as ConstantSchedule
+from nsflow.diffusion.schedule import CosineSchedule as CosineSchedule
+from nsflow.diffusion.schedule import LinearSchedule as LinearSchedule
+from nsflow.diffusion.score_matching import DenoisingScoreMatching as DenoisingScoreMatching
+from nsflow.diffusion.score_matching import ExactDivergence as ExactDivergence
+from nsflow.diffusion.score_matching import ImplicitScoreMatching as ImplicitScoreMatching
+from nsflow.diffusion.score_matching import LikelihoodWeighting as LikelihoodWeighting
+from nsflow.diffusion.score_matching import NoiseVariance as NoiseVariance
+from nsflow.diffusion.score_matching import SlicedDivergence as SlicedDivergence
+from nsflow.diffusion.score_matching import Unweighted as Unweighted
+from nsflow.diffusion.sde import EulerMaruyama as EulerMaruyama
+from nsflow.diffusion.sde import PathProcess as PathProcess
+from nsflow.diffusion.sde import PredictorCorrector as PredictorCorrector
+from nsflow.diffusion.sde import ReverseProcess as ReverseProcess
+from nsflow.diffusion.sde import StochasticHeun as StochasticHeun
+from nsflow.diffusion.sde import simulate as simulate

@@ -1,0 +1,1 @@
+"""Importance weights: evidence, effective sample size, and how heavy their tail is."""

@@ -1,0 +1,1 @@
+"""Likelihoods: on devices, in processes, recorded, and stopped."""

@@ -1,0 +1,1 @@
+"""Local maxima: ascents, basins, Laplace approximations, and how many are unseen."""

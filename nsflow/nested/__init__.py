@@ -1,0 +1,1 @@
+"""The sampler: levels, mode search, rounds, final draws."""

@@ -1,0 +1,1 @@
+"""What proposes points: mixtures, estimators, surrogates, rejection control."""
