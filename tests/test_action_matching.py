@@ -8,7 +8,7 @@ from scipy import stats
 
 from nsflow.diffusion.action_matching import ActionMatching, action_matching
 from nsflow.flow.path import LinearPath, TrigonometricPath
-from nsflow.flow.training import Training
+from nsflow.flow.training import Training, train
 from nsflow.flow.velocity import Architecture
 from nsflow.numerics.precision import standard_promotion
 
@@ -68,7 +68,7 @@ def test_training_recovers_the_potential_up_to_a_constant():
     rows = rng.normal(M, S, size=(4000, 1))
     objective, training = ActionMatching(path), Training(num_steps=1500, patience=100)
     field = objective.init(jax.random.key(0), 1, Architecture(width=32))
-    learned, _ = standard_promotion(training.train)(
+    learned, _ = standard_promotion(train)(
         jax.random.key(1),
         field,
         rows,

@@ -149,7 +149,7 @@ def test_khat_of_bounded_weights_is_low_and_of_infinite_variance_high():
 
 def test_khat_is_regularised_towards_a_half(monkeypatch):
     """(k m + 5) / (m + 10) for a tail of m = 10 weights."""
-    monkeypatch.setattr("nsflow.evidence._generalised_pareto", lambda _: (2.0, 1.0))
+    monkeypatch.setattr("nsflow.importance.pareto._generalised_pareto", lambda _: (2.0, 1.0))
     assert pareto_khat(np.arange(50.0)) == pytest.approx(25 / 20)
 
 

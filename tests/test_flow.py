@@ -341,7 +341,7 @@ def test_held_out_points_are_never_trained_on(monkeypatch):
         trained.extend([points, log_weights])
         return velocity, TrainingInfo(0, (), (score_now,), 0)
 
-    monkeypatch.setattr(training, "fit", untrained)
+    monkeypatch.setattr(module, "train", untrained)
     flow, info = fit(jax.random.key(0), points, log_weights, training=BRIEF)
     ((held_out,), (kept, kept_weights)) = scored, trained
     assert (len(held_out), len(kept)) == (20, 180)

@@ -525,6 +525,7 @@ def test_no_climb_is_made_for_twins_without_calls_for_it_or_where_gradients_are_
     after, _ = nsflow.step(jax.random.key(0), state)
     assert (after.phase, after.num_explored) == (Phase.POSTERIOR, 0)
     (alarm,) = (a for a in summary._alarms(after, evidence()) if "climbs" in a)
+    share = mode_search.unmet_share(after)
     assert alarm == f"so few climbs met a mode that {share:.0%} of the evidence may lie in others like it"
 
 

@@ -46,7 +46,7 @@ def test_evidence_is_unbiased_and_its_error_honest(target):
 
 def test_scouting_finds_the_mode_that_the_ladder_loses(monkeypatch):
     """With the narrow mode the evidence is right; without it, it is low by log 0.7 = -0.357."""
-    monkeypatch.setattr("nsflow.ladder._looks_ahead", lambda _: False)  # climbs before the ladder find it, too
+    monkeypatch.setattr("nsflow.nested.levels._looks_ahead", lambda _: False)  # climbs before the ladder find it, too
     log_likelihood, prior, logZ = targets.narrow_mode()
     settings = replace(QUICK, num_prior=4000, kernel_dims=0)
     result = nsflow.run(log_likelihood, prior, seed=1, settings=settings)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from nsflow.flow import training
+from nsflow.flow import training as module
 from nsflow.flow.objective import AbstractObjective, FlowMatching
 from nsflow.flow.path import LinearPath
 from nsflow.flow.training import Training
@@ -39,7 +39,7 @@ def run(scores, training=TINY, log_weights=None, seed=0):
         seen.append(velocity)
         return float(next(rest))
 
-    result = training.train(
+    result = module.train(
         jax.random.key(seed),
         field,
         points,
@@ -66,8 +66,8 @@ def testresample_draws_each_point_in_proportion_to_its_weight(num_points):
     log_weights = rng.normal(size=num_points)
     log_weights[1] = -np.inf
     points = np.arange(1.0, 1 + num_points)[:, None]
-    padded, quantiles = map(jnp.asarray, training._pad(points, log_weights))
-    x1 = training.resample(jax.random.key(0), padded, quantiles, size)
+    padded, quantiles = map(jnp.asarray, module._pad(points, log_weights))
+    x1 = module.resample(jax.random.key(0), padded, quantiles, size)
     counts = np.bincount(np.asarray(x1[:, 0], int), minlength=num_points + 1)
     expected = size * np.exp(log_weights) / np.exp(log_weights).sum()
     assert counts[0] == 0
@@ -76,8 +76,8 @@ def testresample_draws_each_point_in_proportion_to_its_weight(num_points):
 
 def test_times_are_one_in_each_stratum_and_know_nothing_of_the_point():
     """t is stratified; the resample is in order, so t must not be."""
-    points, quantiles = map(jnp.asarray, training._pad(np.arange(4096.0)[:, None], np.zeros(4096)))
-    x1 = training.resample(jax.random.key(0), points, quantiles, 2048)
+    points, quantiles = map(jnp.asarray, module._pad(np.arange(4096.0)[:, None], np.zeros(4096)))
+    x1 = module.resample(jax.random.key(0), points, quantiles, 2048)
     t, x0 = FlowMatching(LinearPath()).pair(jax.random.key(1), x1)
     np.testing.assert_array_equal(np.floor(np.sort(t) * 2048), np.arange(2048))
     for first, second in [(t, x1[:, 0]), (t, x0[:, 0]), (x0[:, 0], x1[:, 0])]:
@@ -86,12 +86,12 @@ def test_times_are_one_in_each_stratum_and_know_nothing_of_the_point():
 
 def test_training_sets_share_few_sizes():
     """Each size compiles once: 4096, then factors of four."""
-    sizes = [len(training._pad(np.zeros((n, 1)), np.zeros(n))[0]) for n in (10, 4096, 4097, 16384, 20_000)]
+    sizes = [len(module._pad(np.zeros((n, 1)), np.zeros(n))[0]) for n in (10, 4096, 4097, 16384, 20_000)]
     assert sizes == [4096, 4096, 16384, 16384, 65536]
 
 
 def test_learning_rate_warms_up_to_its_peak_and_decays():
-    rates = training._learning_rates(Training(num_steps=950, steps_per_score=100, learning_rate=0.01))
+    rates = module._learning_rates(Training(num_steps=950, steps_per_score=100, learning_rate=0.01))
     assert rates.shape == (10, 100)
     assert rates[0, 0] == 0
     assert 0.0098 < rates.max() <= 0.01
@@ -152,9 +152,9 @@ def test_weight_decay_shrinks_the_weights_by_the_rate():
     field, rates = Partial(lambda weight, x: weight * x, jnp.array(3.0, jnp.float32)), jnp.array([0.1, 0.2])
     rows, quantiles = jnp.ones((4, 1), jnp.float32), jnp.arange(1, 5) / 4
     for decay, left in ((0.0, 1.0), (0.5, 0.95 * 0.9)):
-        state, _ = training.train_steps(
+        state, _ = module.train_steps(
             jax.random.key(0),
-            training.start(field),
+            module.start(field),
             rows,
             quantiles,
             rates,
@@ -187,7 +187,7 @@ def test_training_finds_the_marginal_velocity():
         return float(np.sqrt(np.mean((jax.vmap(field)(t, x)[:, 0] - velocity(t, x[:, 0])) ** 2)))
 
     zeros = np.zeros(4096)
-    trained, info = training.train(
+    trained, info = module.train(
         jax.random.key(0),
         field,
         x1,

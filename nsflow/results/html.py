@@ -72,7 +72,7 @@ def render(result: Results, title: str) -> str:
         raise ImportError("`nsflow report` needs jinja2: pip install 'nsflow[terminal]'") from error
     # Names come from the user, or from the file of a stranger: everything is escaped.
     pages = Environment(
-        loader=PackageLoader("nsflow"),
+        loader=PackageLoader("nsflow.results"),
         autoescape=True,
         finalize=_visible,
         undefined=StrictUndefined,

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-import blackjax
+import blackjax  # noqa: F401  its import is slow; not within a test
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,13 +12,12 @@ from blackjax.ns.base import StateWithLogLikelihood
 from nsflow.flow.flow import Flow
 from nsflow.flow.velocity import Architecture
 from nsflow.modes.modes import Mode
+from nsflow.moves import inner_kernel
 from nsflow.moves.ellipsoids import around
 from nsflow.moves.inner_kernel import Health, IndependenceMH, LatentSlice, Mixture, Problem, Rejection
 from nsflow.moves.learner import Learner
 from nsflow.moves.memory import Draws
 from nsflow.numerics.precision import standard_promotion
-
-assert blackjax  # its import is slow; not within a test
 
 SMALL = Learner(architecture=Architecture(16, 1, (), (1.0,)), pool_size=1)
 NUM_LIVE, NUM_DELETE, NUM_STEPS = 6000, 3000, 6
@@ -145,7 +144,7 @@ def test_an_ellipsoid_reaches_a_mode_that_the_flow_does_not_know():
 @pytest.mark.parametrize("name", ["narrow", pytest.param("shifted", marks=pytest.mark.slow)])
 def test_a_density_left_out_is_seen(kernel, name, monkeypatch):
     """The test above can fail: without the flow's density the proposals would be taken as they come."""
-    propose = moves._propose
+    propose = inner_kernel._propose
 
     def without_density(*args):
         draws, (proposed, chains, log_weight) = propose(*args)
