@@ -1,6 +1,6 @@
 """Draw likelihood calls against effective sample size, one panel a problem, from `results/evidence.jsonl`.
 
-python benchmarks/figure.py [docs/calls.svg]
+python benchmarks/figure.py [docs/images/calls.svg]
 """
 
 import sys
@@ -48,7 +48,7 @@ def main() -> None:
         "svg.hashsalt": "nsflow",
         "svg.fonttype": "none",
     }
-    figure.savefig(sys.argv[1] if len(sys.argv) > 1 else "docs/calls.svg", metadata={"Date": None})
+    figure.savefig(sys.argv[1] if len(sys.argv) > 1 else "docs/images/calls.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The code of `docs/diffusion.md` runs as it is printed, with less training, and says what the page says."""
+"""The code of `docs/explanation/diffusion.md` runs as it is printed, with less training, and says what it says."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "diffusion.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "explanation" / "diffusion.md"
 # What is printed on the page, and what stands in for it here: each must be there once.
 LESS = {
     "training=nsflow.Training(objective=objective))": "training=nsflow.Training(objective=objective, num_steps=800))",

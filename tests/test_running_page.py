@@ -1,11 +1,11 @@
-"""The code of docs/running.md runs, and prints what the page says."""
+"""The code of docs/guides/running.md runs, and prints what the page says."""
 
 import re
 from pathlib import Path
 
 import numpy as np
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "running.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "guides" / "running.md"
 
 
 def test_page_runs_and_prints_what_it_says(tmp_path, monkeypatch, capsys):

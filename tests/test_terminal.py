@@ -140,7 +140,7 @@ def test_a_stopped_run_is_resumed(folder, capsys):
 
 def test_the_documented_model_gives_what_is_documented(folder, capsys):
     """A model in JAX, at a fifth of the documented size: log Z agrees within 5 of both errors, and so do the words."""
-    page = (Path(__file__).parent.parent / "docs" / "terminal.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parent.parent / "docs" / "guides" / "terminal.md").read_text(encoding="utf-8")
     model = re.search(r"```python\n(import jax.*?)```", page, re.DOTALL)
     printed = re.search(r"\$ nsflow run linear.py\n(.*?)```", page, re.DOTALL)
     assert model is not None

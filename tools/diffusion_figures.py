@@ -1,6 +1,6 @@
-"""Execute the code of `diffusion.md` and draw its pictures.
+"""Execute the code of `docs/explanation/diffusion.md` and draw its pictures.
 
-python docs/diffusion_figures.py [--output docs/images]
+python tools/diffusion_figures.py [--output docs/images]
 """
 
 import argparse
@@ -18,7 +18,8 @@ import numpy as np
 
 from nsflow.flow.ode import integrate
 
-PAGE = Path(__file__).resolve().parent / "diffusion.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGE = DOCS / "explanation" / "diffusion.md"
 DOTS = {"s": 1.5, "linewidths": 0, "alpha": 0.6}
 COLOURS = ("#1f4e79", "#b5651d", "#3b7a57", "#8c2d4f", "#555555")
 
@@ -32,6 +33,7 @@ def execute() -> dict[str, Any]:
 
 
 def bare(axis: Any, title: str = "", limits: tuple[float, float, float, float] | None = (-1.8, 2.8, -1.4, 1.9)) -> None:
+    """Leave a panel without ticks."""
     axis.set(xticks=[], yticks=[], title=title)
     if limits:
         axis.set(xlim=limits[:2], ylim=limits[2:], aspect="equal")
@@ -111,8 +113,9 @@ def strip(page: dict[str, Any]) -> Any:
 
 
 def main() -> None:
+    """Execute the page, draw its pictures and print its numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=PAGE.parent / "images")
+    parser.add_argument("--output", type=Path, default=DOCS / "images")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     page = execute()
