@@ -5,10 +5,12 @@
 # blackjax's users write it, with nested slice sampling. The second is the same script but for two lines: the one that
 # imports and the one that builds the algorithm. The exact evidence, by Gaussian algebra, stands beside both.
 #
-#     python examples/blackjax_drop_in.py
+#     python examples/blackjax_drop_in.py [--output chains]
 
 # %%
+import argparse
 import time
+from pathlib import Path
 
 import blackjax
 import jax
@@ -95,20 +97,43 @@ def with_flow(key):
 
 
 # %%
-def main():
-    """Run both, print both."""
+def main(output="chains"):
+    """Run both, print both, draw both."""
     exact = exact_log_evidence(X, Y)
     print(f"exact log-evidence {exact:.3f}\n")
     print(f"{'':<24}{'logZ':>20}{'pull':>7}{'calls':>10}{'seconds':>9}")
+    rows = {}
     for name, script in (("blackjax.nss", with_slices), ("learned proposal", with_flow)):
+        print(f"  compiling and running {name} ...", flush=True)
         start = time.perf_counter()
         logZ, error, num_calls, *result = script(jax.random.key(0))
         seconds = time.perf_counter() - start
+        rows[name] = float(logZ), float(error), int(num_calls)
         print(f"{name:<24}{logZ:>11.3f} +- {error:.3f}{(logZ - exact) / error:>7.1f}{num_calls:>10}{seconds:>9.1f}")
     print(f"\n{result[0]}")
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    plot(rows, exact, output / "blackjax-drop-in.png")
+    print(f"Wrote {output}/blackjax-drop-in.png")
     return result[0]
+
+
+def plot(rows, exact, path):
+    """Log-evidences less the exact one, and likelihood calls."""
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.2), sharey=True, layout="constrained")
+    logZ, errors, calls = zip(*rows.values(), strict=True)
+    left.errorbar(np.array(logZ) - exact, list(rows), xerr=errors, fmt="o", color="#1f4e79")
+    left.axvline(0, color="0.6", linewidth=1)
+    left.set(xlabel="log Z less the exact one, nats", ylim=(1.5, -0.5))
+    right.barh(list(rows), np.array(calls) / 1000, height=0.5, color="#1f4e79")
+    right.set(xlabel="thousands of likelihood calls")
+    figure.savefig(path, dpi=100)
 
 
 # %%
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description="blackjax's nested sampler, and the same with a learned proposal.")
+    parser.add_argument("--output", default="chains", help="folder for the picture (default: chains)")
+    main(parser.parse_args().output)

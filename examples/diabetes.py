@@ -115,6 +115,7 @@ def main(output="chains", ess=4000, seed=0):
     results = {}
     print(f"{'model':<20}{'logZ (nsflow)':>24}{'exact':>14}{'pull':>8}{'calls':>9}")
     for number, (name, covariates) in enumerate(MODELS.items()):
+        print(f"  sampling {len(covariates) + 2} parameters ...", flush=True)
         x, y = data(covariates)
         exact = exact_log_evidence(x, y)
         result = nsflow.run(*model(covariates, x, y), seed=seed + number, ess=ess)
@@ -131,6 +132,7 @@ def main(output="chains", ess=4000, seed=0):
 
     full.save(output / "diabetes")
     small.save(output / "diabetes_five")
+    print("  drawing both posteriors ...", flush=True)
     plot(full, small, output / "diabetes.png")
     print(f"Wrote {output}/diabetes.csv, .json and .png, {output}/diabetes_five.csv and .json")
     return results

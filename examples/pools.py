@@ -4,15 +4,17 @@
 # A likelihood in plain Python goes to the workers of whatever pool you have. Each function below makes one kind of it;
 # the evidence is the same to the last bit, since the points do not depend on who evaluates them.
 #
-# `python examples/pools.py [KIND ...]` runs those that are named, or all that are installed.
+# `python examples/pools.py [--output chains] [KIND ...]` runs those that are named, or all that are installed. It says
+# which one is at work, and draws how long each took.
 # mpi4py wants `mpiexec -n 3 python -m mpi4py.futures examples/pools.py mpi4py`.
 
 # %%
+import argparse
 import concurrent.futures
 import contextlib
 import multiprocessing
-import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import numpyro.distributions as dist
@@ -109,11 +111,15 @@ def run(pool):
     return nsflow.run(likelihood, prior(), seed=1, settings=nsflow.Settings(ess=1000, num_prior=500, num_live=300))
 
 
-def main(kinds):
+def main(kinds, output="chains"):
+    print("no pool: running ...", flush=True)
+    start = time.perf_counter()
     alone = run(None)
+    seconds = {"no pool": time.perf_counter() - start}
     print(f"{'no pool':18s} logZ {alone.logZ:.4f} +- {alone.logZ_err:.4f}, exact {LOG_Z:.4f}")
     assert abs(alone.logZ - LOG_Z) < 5 * alone.logZ_err
     for kind in kinds or [kind for kind in POOLS if kind != "mpi4py"]:
+        print(f"{kind}: starting workers, running ...", flush=True)
         try:
             context = POOLS[kind]()
             with context as pool:
@@ -122,9 +128,29 @@ def main(kinds):
         except ImportError as error:
             print(f"{kind:18s} not installed: {error}")
             continue
-        print(f"{kind:18s} logZ {result.logZ:.4f} +- {result.logZ_err:.4f} in {time.perf_counter() - start:.1f} s")
+        seconds[kind] = time.perf_counter() - start
+        print(f"{kind:18s} logZ {result.logZ:.4f} +- {result.logZ_err:.4f} in {seconds[kind]:.1f} s")
         assert result == alone, f"{kind} gave another result"
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    plot(seconds, output / "pools.png")
+    print(f"Wrote {output}/pools.png")
+
+
+def plot(seconds, path):
+    """One bar a pool."""
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 0.5 + 0.4 * len(seconds)), layout="constrained")
+    axis.barh(list(seconds), list(seconds.values()), color="#1f4e79")
+    axis.invert_yaxis()
+    axis.set(xlabel="seconds of one run, two workers")
+    figure.savefig(path, dpi=100)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description="One likelihood through every pool.")
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(POOLS)} (default: all but mpi4py)")
+    parser.add_argument("--output", default="chains", help="folder for the picture (default: chains)")
+    arguments = parser.parse_args()
+    main(arguments.kinds, arguments.output)

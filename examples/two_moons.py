@@ -7,10 +7,13 @@
 # the points come from is known, so each method is judged by what it says of points that it has not seen, and by where
 # its own draws lie.
 #
+# It prints what it is doing, and takes less than two minutes on two cores.
+#
 #     python examples/two_moons.py [--output chains] [--quick]
 
 # %%
 import argparse
+import time
 from pathlib import Path
 
 import jax
@@ -78,7 +81,7 @@ PATH = TrigonometricPath()
 def estimators(quick):
     """Ways to fit a density, by name."""
     network = Architecture(width=48) if quick else None
-    training = {"num_steps": 400 if quick else 2000, "architecture": network, "patience": 5, "integration_steps": 12}
+    training = {"num_steps": 400 if quick else 1500, "architecture": network, "patience": 5, "integration_steps": 12}
 
     def flow(objective, **changes):
         return nsflow.FlowEstimator(nsflow.Training(**training | changes, objective=objective), wide=False)
@@ -93,7 +96,7 @@ def estimators(quick):
         "denoising score, VP": flow(DenoisingScoreMatching(DIFFUSION)),
         "implicit score": flow(ImplicitScoreMatching(PATH)),
         "action matching": flow(ActionMatching(PATH)),
-        "maximum likelihood": flow(MaximumLikelihood(PATH, num_steps=4), num_steps=100 if quick else 400),
+        "maximum likelihood": flow(MaximumLikelihood(PATH, num_steps=4), num_steps=100 if quick else 200),
     }
 
 
@@ -144,7 +147,7 @@ def energy_draws(key, points, n, quick):
     """Metropolis-adjusted Langevin dynamics in the energy that a scalar network has learned."""
     key_fit, key_start, key_chain = jax.random.split(key, 3)
     # The gradient of a network is what learns here, and it learns slowly.
-    training = nsflow.Training(num_steps=1000 if quick else 4000, architecture=Architecture(width=48), patience=10)
+    training = nsflow.Training(num_steps=1000 if quick else 2500, architecture=Architecture(width=48), patience=10)
     model, _ = nsflow.EnergyModel.fit(key_fit, points, training=training)
     start = model.whole.sample(key_start, n).astype(np.float32)
 
@@ -168,16 +171,24 @@ def main(output="chains", quick=False):
     num_draws = 500 if quick else 2000
     edge = np.quantile(true_log_prob(points), 0.01)
     draws, log_probs = {"data": held_out}, {"data": np.mean(true_log_prob(held_out))}
-    key = jax.random.key(0)
+    key, start = jax.random.key(0), time.perf_counter()
+
+    def say(what):
+        print(f"  {time.perf_counter() - start:4.0f} s  {what}", flush=True)
+
     for name, estimator in estimators(quick).items():
+        say(f"fitting: {name}")
         density = estimator.fit(key, points, np.zeros(len(points)))
         draws[name] = np.asarray(density.sample(jax.random.key(1), num_draws))
         log_probs[name] = np.mean(density.log_prob(held_out))
         if name == "denoising score, VP":
             followed = density
+    say("following the learned score: reverse SDE, predictor-corrector, annealed Langevin")
     draws |= dynamics(jax.random.key(2), followed, num_draws)
+    say("learning an energy, and Langevin dynamics in it")
     draws["energy, Langevin"] = energy_draws(jax.random.key(3), points, num_draws, quick)
 
+    say("done\n")
     print(f"{'method':<22}{'held-out log-density':>22}{'on the moons':>14}{'upper moon':>12}")
     angle = np.linspace(0, np.pi, 100)
     for name, x in draws.items():

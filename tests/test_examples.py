@@ -68,8 +68,8 @@ def test_diabetes_example_runs_and_agrees_with_gaussian_algebra(tmp_path):
 
 
 @pytest.mark.slow
-def test_blackjax_example_runs_and_both_scripts_agree_with_gaussian_algebra():
-    command = [sys.executable, str(ROOT / "examples" / "blackjax_drop_in.py")]
+def test_blackjax_example_runs_and_both_scripts_agree_with_gaussian_algebra(tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / "blackjax_drop_in.py"), "--output", str(tmp_path)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     (exact,) = re.findall(r"exact log-evidence (-\d+\.\d+)", printed)
     rows = np.array(re.findall(r"(-\d+\.\d+) \+- (\d+\.\d+) +-?\d+\.\d+ +(\d+) ", printed), float)
@@ -80,6 +80,7 @@ def test_blackjax_example_runs_and_both_scripts_agree_with_gaussian_algebra():
     assert own_error < 0.3
     assert own_calls < calls / 15
     assert "ALARM" not in printed
+    assert (tmp_path / "blackjax-drop-in.png").stat().st_size > 5_000
 
 
 @pytest.mark.slow
